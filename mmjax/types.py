@@ -1,0 +1,101 @@
+"""The contracts between the rooms: what data hands to a model, and what a model hands back.
+
+Shape letters, used throughout the code: B rows of a batch, T tokens of a row, M media slots of a row,
+N features of one medium, K projected tokens of one medium, D width, H heads, S cells of a cache, L layers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any
+
+import jax
+import numpy as np
+from flax import struct
+
+Array = jax.Array | np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """One turn: `role` is 'system', 'user' or 'assistant'; each `<image>` in `text` marks a picture."""
+
+    role: str
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One training or evaluation example, before any tokenising: what every source yields.
+
+    `images` holds encoded pictures (PNG, JPEG, ... bytes) or paths of them, one per `<image>` mark, in order.
+    """
+
+    id: str
+    turns: tuple[Turn, ...]
+    images: tuple[bytes | os.PathLike[str], ...] = ()
+
+
+@struct.dataclass
+class Media:
+    """All media of one modality in a batch, and where the text uses them.
+
+    values: [B, M, ...] as decoded: images uint8 [B, M, height, width, 3].
+    valid: bool [B, M], False where a slot of the fixed budget is empty.
+    slot: int32 [B, T], which of the row's M * K projected tokens stands here (medium * K + k), -1 for text.
+    visible: int32 [B, T], which of the row's M media this token may cross-attend to, -1 for none.
+    """
+
+    values: Array
+    valid: Array
+    slot: Array
+    visible: Array
+
+
+@struct.dataclass
+class Batch:
+    """Packed token rows of a static shape, whatever the mix of media in them.
+
+    tokens: int32 [B, T].
+    segments: int32 [B, T], 0 for padding, 1.. for the packed example a token belongs to.
+    positions: int32 [B, T], position of the token within its example.
+    causal: int32 [B, T], 1 opens a new causal step, 0 continues the block of the token before: its running
+        sum gives causal text, bidirectional image blocks and prefix-LM with one mask (nn/masks.py).
+    loss_weight: float32 [B, T], weight of this token as a target; 0 for prompts, media and padding.
+    media: modality name -> Media.
+    """
+
+    tokens: Array
+    segments: Array
+    positions: Array
+    causal: Array
+    loss_weight: Array
+    media: dict[str, Media] = struct.field(default_factory=dict)
+
+
+@struct.dataclass
+class Cache:
+    """Keys and values of what has been read so far, for decoding.
+
+    keys, values: [L, B, S, H, D]; index: int32 [], the next free cell of S.
+    segments, steps: int32 [B, S], the cell's example (0: empty or padding) and its causal step.
+    positions: int32 [B, S], the cell's position within its example (for sliding windows).
+    cross: media projections for gated cross-attention, {} where the model has none.
+    """
+
+    keys: Array
+    values: Array
+    segments: Array
+    steps: Array
+    positions: Array
+    index: Array
+    cross: dict[str, Any] = struct.field(default_factory=dict)
+
+
+@struct.dataclass
+class Output:
+    """hidden: [B, T, D], the backbone's last hidden states; aux: named extra results of a forward pass."""
+
+    hidden: Array
+    aux: dict[str, Any] = struct.field(default_factory=dict)
