@@ -1,0 +1,208 @@
+"""The decoder-only language model: Llama, Qwen, Gemma, Phi and OPT are settings of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mmjax.nn.block import Block, BlockShape, fields_of
+from mmjax.nn.linear import Linear
+from mmjax.nn.norm import Norm
+from mmjax.nn.stack import run, stacked
+from mmjax.nn.xattn import GatedCrossBlock
+from mmjax.sharding import constrain
+from mmjax.types import Cache
+
+# What makes a family; sizes (vocab, width, depth, heads, kv_heads, head_dim, mlp_width) come from the config.
+_LLAMA = dict(
+    activation="silu",
+    gated=True,
+    qkv_bias=False,
+    out_bias=False,
+    mlp_bias=False,
+    norm="rms",
+    norm_eps=1e-5,
+    qk_norm="",
+    rope_theta=10_000.0,
+    rope_fraction=1.0,
+    attention_softcap=0.0,
+    parallel=False,
+    post_norm=False,
+    max_positions=0,
+    embed_scale=1.0,
+    tied=False,
+    head_bias=False,
+    logit_softcap=0.0,
+)
+_CLASSIC = dict(activation="relu", gated=False, qkv_bias=True, out_bias=True, mlp_bias=True, norm="layer")
+VARIANTS = {
+    "llama": _LLAMA,
+    "qwen2": {**_LLAMA, "qkv_bias": True, "norm_eps": 1e-6, "rope_theta": 1e6},
+    "qwen3": {**_LLAMA, "qk_norm": "rms", "norm_eps": 1e-6, "rope_theta": 1e6},
+    "gemma": {**_LLAMA, "activation": "gelu_tanh", "norm": "rms1", "norm_eps": 1e-6, "tied": True},
+    "phi": {
+        **_LLAMA,
+        **_CLASSIC,
+        "activation": "gelu_tanh",
+        "rope_fraction": 0.4,
+        "parallel": True,
+        "head_bias": True,
+    },
+    "opt": {**_LLAMA, **_CLASSIC, "rope_theta": 0.0, "max_positions": 2048, "tied": True},
+}
+VARIANTS["llama-7b"] = VARIANTS["llama"] | dict(
+    vocab=32_000, width=4096, depth=32, heads=32, kv_heads=32, head_dim=128, mlp_width=11_008
+)
+VARIANTS["llama-13b"] = VARIANTS["llama"] | dict(
+    vocab=32_000, width=5120, depth=40, heads=40, kv_heads=40, head_dim=128, mlp_width=13_824
+)
+
+
+class Decoder(BlockShape):
+    """Embedding, `depth` blocks, final norm, head; and gated cross-attention among the blocks if asked for.
+
+    vocab, width, depth: sizes. max_positions: learned absolute positions, 0 for none. embed_scale: factor on the
+    embeddings (Gemma: sqrt(width)). tied: the head is the embedding table. logit_softcap: 0 for none.
+    xattn: None, or fields of GatedCrossBlock that differ from the blocks', with `every` (one such block before
+    each `every`-th layer) and `first` (the layer that the first of them stands before).
+    remat, scan: see nn/stack.py.
+    """
+
+    vocab: int
+    width: int
+    depth: int
+    max_positions: int
+    embed_scale: float
+    tied: bool
+    head_bias: bool
+    logit_softcap: float
+    xattn: Mapping[str, Any] | None
+    remat: bool
+    scan: bool
+
+    # Linen's `setup`, not `compact`: the table and the layers serve several methods.
+    def setup(self):
+        init = nn.initializers.normal(0.02)
+        self.embedding = self.param("embedding", init, (self.vocab, self.width), self.param_dtype)
+        if self.max_positions:
+            shape = (self.max_positions, self.width)
+            self.position_embedding = self.param("position_embedding", init, shape, self.param_dtype)
+        self.norm_out = Norm(self.norm, self.norm_eps, self.param_dtype)
+        if not self.tied:
+            self.head = Linear(self.vocab, self.head_bias, self.dtype, self.param_dtype)
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """int32 [B, T] -> [B, T, D]."""
+        x = jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
+        return constrain(x * jnp.asarray(self.embed_scale, x.dtype), "batch", "seq", "embed")
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """[..., D] -> float32 [..., vocab]."""
+        logits = hidden @ self.embedding.T.astype(hidden.dtype) if self.tied else self.head(hidden)
+        logits = logits.astype(jnp.float32)
+        return self.logit_softcap * jnp.tanh(logits / self.logit_softcap) if self.logit_softcap else logits
+
+    def initialise(self, media: jax.Array | None) -> jax.Array:
+        """Runs every part once, for `init`. media: [1, S, D'] features to cross-attend to, or None."""
+        tokens = jnp.zeros((1, 1), jnp.int32)
+        mask = None if media is None else jnp.ones((1, 1, media.shape[1]), bool)
+        hidden, _, _ = self(self.embed(tokens), positions=tokens, mask=None, media=media, media_mask=mask)
+        return self.logits(hidden)
+
+    def __call__(self, x, *, positions, mask, media=None, media_mask=None, media_kv=None, cache=None):
+        """Embedded tokens to hidden states.
+
+        Args:
+          x: [B, T, D]. positions: int32 [B, T]. mask: bool [B, T, S], over the cache's cells if there is one.
+          media: [B, S', D'] to cross-attend to, with media_mask bool [B, T, S'].
+          media_kv: instead of media, the keys and values a former call returned.
+          cache: types.Cache whose cells from `index` on receive this call's keys and values.
+
+        Returns:
+          hidden [B, T, D], the cache's new (keys, values) or None, media_kv.
+        """
+        if self.max_positions:
+            x = x + jnp.take(self.position_embedding, positions, axis=0).astype(x.dtype)
+        block = Block(**fields_of(self, Block), parent=None)
+        layers = stacked(self, "layers", block, self.depth, x[:1, :1], positions=positions[:1, :1])
+
+        def layer(carry, params_and_index):
+            (x, kv), (params, index) = carry, params_and_index
+
+            def update(k, v):
+                nonlocal kv
+                kv = tuple(_write(full, new, index, cache.index) for full, new in zip(kv, (k, v), strict=True))
+                return tuple(jax.lax.dynamic_index_in_dim(full, index, keepdims=False) for full in kv)
+
+            x, _ = block.apply(
+                {"params": params}, x, mask=mask, positions=positions, update=update if cache else None
+            )
+            return (x, kv), None
+
+        carry = (x, (cache.keys, cache.values) if cache else None)
+        xs = (layers, jnp.arange(self.depth))
+        if self.xattn is None:
+            carry, _ = run(layer, carry, xs, remat=self.remat, scan=self.scan)
+        else:
+            carry, media_kv = self._interleave(layer, carry, xs, media, media_mask, media_kv)
+        x, kv = carry
+        return self.norm_out(x), kv, media_kv
+
+    def _interleave(self, layer, carry, xs, media, media_mask, media_kv):
+        """Runs groups of one gated cross-attention block and `every` layers, the last group perhaps shorter."""
+        shape = {**fields_of(self, BlockShape), "qk_norm": "", "rope_theta": 0.0, **self.xattn}
+        shape["kv_heads"] = self.xattn.get("kv_heads", shape["heads"])
+        every, first = shape.pop("every"), shape.pop("first")
+        block = GatedCrossBlock(**shape, parent=None)
+        groups = -(-(self.depth - first) // every)
+        example = carry[0][:1, :1]
+        blocks = stacked(self, "xattn", block, groups, example, media, mask=None)
+
+        def group(carry, xs):
+            (x, kv), (params, inner, cross_kv) = carry, xs
+            x, cross_kv = block.apply({"params": params}, x, media, mask=media_mask, kv=cross_kv)
+            carry, _ = run(layer, (x, kv), inner, remat=False, scan=self.scan)
+            return carry, cross_kv
+
+        def part(tree, start, stop):
+            return jax.tree.map(lambda leaf: leaf[start:stop], tree)
+
+        def run_groups(carry, start, stop, size):
+            begin = first + start * every
+            inner = jax.tree.map(
+                lambda leaf: leaf.reshape(stop - start, size, *leaf.shape[1:]),
+                part(xs, begin, begin + (stop - start) * size),
+            )
+            group_xs = (part(blocks, start, stop), inner, part(media_kv, start, stop))
+            return run(group, carry, group_xs, remat=self.remat, scan=self.scan)
+
+        carry, _ = run(layer, carry, part(xs, 0, first), remat=self.remat, scan=self.scan)
+        full = (self.depth - first) // every
+        carry, kvs = run_groups(carry, 0, full, every)
+        if full < groups:
+            carry, last = run_groups(carry, full, groups, self.depth - first - full * every)
+            kvs = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), kvs, last)
+        return carry, kvs
+
+
+def empty_cache(backbone: Decoder, batch: int, cells: int) -> Cache:
+    """A cache for `batch` rows of up to `cells` tokens."""
+    shape = (backbone.depth, batch, cells, backbone.kv_heads, backbone.head_dim)
+    zeros = jnp.zeros((batch, cells), jnp.int32)
+    return Cache(
+        keys=jnp.zeros(shape, backbone.dtype),
+        values=jnp.zeros(shape, backbone.dtype),
+        segments=zeros,
+        steps=zeros,
+        positions=zeros,
+        index=jnp.zeros((), jnp.int32),
+    )
+
+
+def _write(full: jax.Array, new: jax.Array, layer: jax.Array, cell: jax.Array) -> jax.Array:
+    """full [L, B, S, G, D] with new [B, T, G, D] at the layer's cells from `cell` on."""
+    return jax.lax.dynamic_update_slice(full, new[None].astype(full.dtype), (layer, 0, cell, 0, 0))

@@ -1,0 +1,181 @@
+"""MultimodalLM: encode, project, fuse, decode.
+
+Its parts are Linen modules; the composition itself is pure functions of `params`, a nested dict
+`{'encoders': {'image': ...}, 'projectors': {'image': ...}, 'backbone': ...}`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mmjax.backbones.decoder import Decoder, empty_cache
+from mmjax.build import build, suggest
+from mmjax.nn.masks import attention_mask, cross_mask, steps
+from mmjax.types import Batch, Cache, Media, Output
+
+
+@dataclasses.dataclass(frozen=True)
+class MultimodalLM:
+    """encoders and projectors by modality name; fusion 'splice' puts media tokens into the sequence, 'xattn'
+    lets the backbone's gated cross-attention look at them."""
+
+    encoders: Mapping[str, nn.Module]
+    projectors: Mapping[str, nn.Module]
+    backbone: Decoder
+    fusion: str
+
+    def init(self, rng: jax.Array, media: Mapping[str, Media]) -> dict[str, Any]:
+        """Parameters from scratch; of `media` only the shapes matter."""
+        keys = iter(jax.random.split(rng, 2 * len(self.encoders) + 1))
+        params: dict[str, Any] = {"encoders": {}, "projectors": {}}
+        tokens = {}
+        for name, encoder in self.encoders.items():
+            features, variables = encoder.init_with_output(next(keys), media[name].values[:1, :1])
+            params["encoders"][name] = variables["params"]
+            tokens[name], variables = self.projectors[name].init_with_output(next(keys), features)
+            params["projectors"][name] = variables["params"]
+        seen = _flat(tokens) if self.fusion == "xattn" else None
+        params["backbone"] = self.backbone.init(next(keys), seen, method="initialise")["params"]
+        return params
+
+    def encode(self, params: Mapping[str, Any], media: Mapping[str, Media]) -> dict[str, jax.Array]:
+        """Each modality's projected tokens [B, M, K, D]."""
+        tokens = {}
+        for name, encoder in self.encoders.items():
+            features = encoder.apply({"params": params["encoders"][name]}, media[name].values)
+            tokens[name] = self.projectors[name].apply({"params": params["projectors"][name]}, features)
+        return tokens
+
+    def apply(self, params: Mapping[str, Any], batch: Batch) -> Output:
+        """Hidden states of every token of the batch; token t's predict token t + 1."""
+        tokens = self.encode(params, batch.media)
+        step = steps(batch.causal)
+        hidden, _, _ = self._backbone(
+            params,
+            self._embed(params, batch, tokens),
+            positions=batch.positions,
+            mask=attention_mask(step, batch.segments, step, batch.segments),
+            **self._cross(batch, tokens),
+        )
+        return Output(hidden=hidden)
+
+    def logits(self, params: Mapping[str, Any], hidden: jax.Array) -> jax.Array:
+        """hidden [..., D] -> float32 [..., vocab]."""
+        return self._backbone(params, hidden, method="logits")
+
+    def cache(self, batch: int, cells: int) -> Cache:
+        """An empty cache for `batch` rows of up to `cells` tokens."""
+        return empty_cache(self.backbone, batch, cells)
+
+    def prefill(self, params: Mapping[str, Any], batch: Batch, cache: Cache) -> tuple[jax.Array, Cache]:
+        """Reads prompts, padded on the right, into an empty cache. -> hidden [B, T, D], the cache."""
+        tokens = self.encode(params, batch.media)
+        cross = self._cross(batch, tokens)
+        x = self._embed(params, batch, tokens)
+        hidden, cache, media_kv = self._extend(
+            params, x, batch.segments, steps(batch.causal), batch.positions, cache, **cross
+        )
+        if cross:
+            # Every later token looks where the prompt's last one does.
+            last = jnp.maximum((batch.segments > 0).sum(1) - 1, 0)
+            mask = jnp.take_along_axis(cross["media_mask"], last[:, None, None], axis=1)
+            cache = cache.replace(cross={"media_kv": media_kv, "media_mask": mask})
+        return hidden, cache
+
+    def decode(self, params: Mapping[str, Any], tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """One more token of each row. tokens: int32 [B, 1] -> hidden [B, 1, D], the cache."""
+        x = self._backbone(params, tokens, method="embed")
+        step, position = (cells.max(1, keepdims=True) + 1 for cells in (cache.steps, cache.positions))
+        hidden, cache, _ = self._extend(params, x, jnp.ones_like(tokens), step, position, cache, **cache.cross)
+        return hidden, cache
+
+    def tokens_per_medium(self, media: Mapping[str, Media]) -> dict[str, int]:
+        """K of each modality: how many projected tokens one medium becomes. No computation runs."""
+        params = jax.eval_shape(lambda: self.init(jax.random.key(0), media))
+        return {name: t.shape[2] for name, t in jax.eval_shape(self.encode, params, media).items()}
+
+    def _backbone(self, params, *args, method=None, **kwargs):
+        return self.backbone.apply({"params": params["backbone"]}, *args, method=method, **kwargs)
+
+    def _embed(self, params, batch: Batch, tokens: Mapping[str, jax.Array]) -> jax.Array:
+        """Embedded text with each media token put where `slot` says."""
+        x = self._backbone(params, batch.tokens, method="embed")
+        if self.fusion == "splice":
+            for name, media_tokens in tokens.items():
+                slot = batch.media[name].slot
+                flat = _flat({name: media_tokens})
+                at_slot = jnp.take_along_axis(flat, jnp.maximum(slot, 0)[:, :, None], axis=1)
+                x = jnp.where(slot[:, :, None] >= 0, at_slot.astype(x.dtype), x)
+        return x
+
+    def _cross(self, batch: Batch, tokens: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+        if self.fusion != "xattn":
+            return {}
+        masks = [cross_mask(batch.media[n].visible, batch.media[n].valid, t.shape[2]) for n, t in tokens.items()]
+        return {"media": _flat(tokens), "media_mask": jnp.concatenate(masks, axis=-1)}
+
+    def _extend(self, params, x, segments, step, positions, cache: Cache, **cross):
+        """Runs the backbone over x, writing its keys, values and whereabouts to the cache."""
+
+        def put(cells, new):
+            return jax.lax.dynamic_update_slice(cells, new.astype(cells.dtype), (0, cache.index))
+
+        real = segments > 0
+        cache = cache.replace(
+            segments=put(cache.segments, segments),
+            steps=put(cache.steps, jnp.where(real, step, 0)),
+            positions=put(cache.positions, jnp.where(real, positions, 0)),
+        )
+        hidden, (keys, values), media_kv = self._backbone(
+            params,
+            x,
+            positions=positions,
+            mask=attention_mask(step, segments, cache.steps, cache.segments),
+            cache=cache,
+            **cross,
+        )
+        return hidden, cache.replace(keys=keys, values=values, index=cache.index + x.shape[1]), media_kv
+
+
+def _flat(tokens: Mapping[str, jax.Array]) -> jax.Array:
+    """All media tokens of a row, [B, sum of M * K, D]."""
+    return jnp.concatenate([t.reshape(t.shape[0], -1, t.shape[-1]) for t in tokens.values()], axis=1)
+
+
+FUSIONS = ("splice", "xattn")
+
+
+def make_model(spec: Mapping[str, Any], **given: Any) -> MultimodalLM:
+    """The model of a config's `model` section.
+
+    Args:
+      spec: encoders, projectors, backbone, fusion.
+      given: dtype, param_dtype, vocab and other values that the parts take where their specs do not set them.
+
+    Raises:
+      ValueError: unknown keys or parts that do not fit together.
+    """
+    known = ("encoders", "projectors", "backbone", "fusion")
+    for key in spec:
+        if key not in known:
+            raise ValueError(f"model: no key {key!r}" + suggest(key, known))
+    backbone = build(spec["backbone"], "model.backbone", **given)
+    if spec["fusion"] not in FUSIONS:
+        raise ValueError(f"model.fusion: {spec['fusion']!r} is none of {', '.join(FUSIONS)}.")
+    if (spec["fusion"] == "xattn") != (backbone.xattn is not None):
+        raise ValueError("model: fusion='xattn' and backbone.xattn go together; one of them is missing.")
+    if set(spec["encoders"]) != set(spec["projectors"]):
+        raise ValueError(
+            f"model: encoders {sorted(spec['encoders'])} and projectors {sorted(spec['projectors'])} differ."
+        )
+    encoders = {n: build(s, f"model.encoders.{n}", **given) for n, s in spec["encoders"].items()}
+    projectors = {
+        n: build(s, f"model.projectors.{n}", width=backbone.width, **given) for n, s in spec["projectors"].items()
+    }
+    return MultimodalLM(encoders, projectors, backbone, spec["fusion"])

@@ -1,0 +1,93 @@
+"""Multi-head attention, grouped or not, over the sequence itself or over another."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mmjax.nn.linear import Linear
+from mmjax.nn.norm import Norm
+from mmjax.nn.rope import rotate
+from mmjax.sharding import constrain
+
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, softcap: float = 0.0) -> jax.Array:
+    """softmax(q kᵀ / sqrt(D)) v with float32 logits.
+
+    Args:
+      q: [B, T, H, D]. k, v: [B, S, G, D]; H is a multiple of G (grouped-query attention, Ainslie et al. 2023).
+      mask: bool [B, T, S], or None for all. A query that sees no key gets zeros, not an average of everything.
+      softcap: c > 0 bounds the logits to c tanh(logits / c) (Gemma 2).
+
+    Returns:
+      [B, T, H, D].
+    """
+    b, t, h, d = q.shape
+    g = k.shape[2]
+    q = q.reshape(b, t, g, h // g, d) * d**-0.5
+    logits = jnp.einsum("btgrd,bsgd->bgrts", q, k, preferred_element_type=jnp.float32)
+    if softcap:
+        logits = softcap * jnp.tanh(logits / softcap)
+    if mask is not None:
+        mask = mask[:, None, None]
+        logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(logits, axis=-1)
+    if mask is not None:
+        weights = jnp.where(mask.any(-1, keepdims=True), weights, 0)
+    return jnp.einsum("bgrts,bsgd->btgrd", weights.astype(v.dtype), v).reshape(b, t, h, d)
+
+
+class Attention(nn.Module):
+    """Projections to queries, keys and values, attention, and the projection back. [B, T, D] -> [B, T, D].
+
+    `qk_norm` names a norm over each head's dimensions ('' for none); `rope_theta` 0 leaves out the rotation.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    qkv_bias: bool
+    out_bias: bool
+    qk_norm: str
+    norm_eps: float
+    rope_theta: float
+    rope_fraction: float
+    attention_softcap: float
+    dtype: Any
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, x, source=None, *, mask=None, positions=None, kv=None, update=None):
+        """Attends from x to `source` (default: x itself).
+
+        Args:
+          x: [B, T, D]. source: [B, S, D']. mask: bool [B, T, S] or None. positions: int32 [B, T], for RoPE.
+          kv: keys and values projected before, ([B, S, G, Dh], same), instead of `source`.
+          update: function (k, v) -> (k, v) that writes them to a cache and returns all that it holds.
+
+        Returns:
+          ([B, T, D], (k, v) as projected from `source`).
+        """
+        linear = functools.partial(Linear, dtype=self.dtype, param_dtype=self.param_dtype)
+
+        def project(name, y, heads):
+            y = linear(heads * self.head_dim, bias=self.qkv_bias, name=name)(y)
+            y = y.reshape(*y.shape[:2], heads, self.head_dim)
+            if self.qk_norm and name != "value":
+                y = Norm(self.qk_norm, self.norm_eps, self.param_dtype, name=f"{name}_norm")(y)
+            if self.rope_theta and name != "value":
+                y = rotate(y, positions, self.rope_theta, self.rope_fraction)
+            return constrain(y, "batch", "seq", "heads", None)
+
+        q = project("query", x, self.heads)
+        if kv is None:
+            source = x if source is None else source
+            kv = project("key", source, self.kv_heads), project("value", source, self.kv_heads)
+        k, v = update(*kv) if update else kv
+        y = attend(q, k, v, mask, self.attention_softcap)
+        y = y.reshape(*y.shape[:2], self.heads * self.head_dim)
+        return linear(x.shape[-1], bias=self.out_bias, name="out")(y), kv

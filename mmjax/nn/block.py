@@ -1,0 +1,83 @@
+"""One transformer layer; encoders and backbones are stacks of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+
+from mmjax.nn.attention import Attention
+from mmjax.nn.mlp import FeedForward
+from mmjax.nn.norm import Norm
+from mmjax.sharding import constrain
+
+
+def fields_of(module: nn.Module, cls: type) -> dict[str, Any]:
+    """The values of `module`'s fields that `cls` has too."""
+    names = {f.name for f in dataclasses.fields(cls)} - {"parent", "name"}
+    return {f.name: getattr(module, f.name) for f in dataclasses.fields(module) if f.name in names}
+
+
+class BlockShape(nn.Module):
+    """What distinguishes one family's transformer layer from another's.
+
+    heads, kv_heads, head_dim: attention; kv_heads < heads is grouped-query attention.
+    mlp_width, activation, gated: the feed-forward part. qkv_bias, out_bias, mlp_bias: which Linears have biases.
+    norm, norm_eps: see nn/norm.py. qk_norm: norm of queries and keys per head, '' for none.
+    rope_theta, rope_fraction: rotary positions; theta 0 for none. attention_softcap: 0 for none.
+    parallel: attention and feed-forward read the same normed input (Phi).
+    post_norm: norms after each, too (Gemma 2).
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp_width: int
+    activation: str
+    gated: bool
+    qkv_bias: bool
+    out_bias: bool
+    mlp_bias: bool
+    norm: str
+    norm_eps: float
+    qk_norm: str
+    rope_theta: float
+    rope_fraction: float
+    attention_softcap: float
+    parallel: bool
+    post_norm: bool
+    dtype: Any
+    param_dtype: Any
+
+
+class Block(BlockShape):
+    """x += attention(norm(x)); x += mlp(norm(x)). [B, T, D] -> [B, T, D], and the keys and values."""
+
+    @nn.compact
+    def __call__(self, x, *, mask=None, positions=None, update=None):
+        def norm(name, y):
+            return Norm(self.norm, self.norm_eps, self.param_dtype, name=name)(y)
+
+        attention = Attention(**fields_of(self, Attention), name="attention")
+        mlp = FeedForward(
+            self.mlp_width,
+            self.activation,
+            self.gated,
+            self.mlp_bias,
+            self.dtype,
+            self.param_dtype,
+            name="mlp",
+        )
+        x = constrain(x, "batch", "seq", "embed")
+        normed = norm("attention_norm", x)
+        attended, kv = attention(normed, mask=mask, positions=positions, update=update)
+        if self.parallel:
+            return x + attended + mlp(normed), kv
+        if self.post_norm:
+            attended = norm("attention_post_norm", attended)
+        x = x + attended
+        fed = mlp(norm("mlp_norm", x))
+        if self.post_norm:
+            fed = norm("mlp_post_norm", fed)
+        return x + fed, kv

@@ -1,0 +1,79 @@
+"""A dense layer that carries LoRA adapters wherever its parameters hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mmjax import tree
+
+
+class Linear(nn.Module):
+    """y = x W + b over the last axis, with W [D_in, D_out].
+
+    LoRA is not a mode of the layer but a fact of its parameters: where `lora_a` [D_in, R], `lora_b` [R, D_out]
+    and `lora_scale` [] stand beside the kernel (`add_lora` puts them there by path rules),
+    y += scale (x A) B (Hu et al. 2021, equation 3).
+    """
+
+    features: int
+    bias: bool
+    dtype: Any
+    param_dtype: Any
+    kernel_init: Callable = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), self.param_dtype)
+        x = x.astype(self.dtype)
+        y = x @ kernel.astype(self.dtype)
+        if self.has_variable("params", "lora_a"):
+            a, b, scale = (self.get_variable("params", f"lora_{n}") for n in ("a", "b", "scale"))
+            y += (x @ a.astype(self.dtype)) @ b.astype(self.dtype) * scale.astype(self.dtype)
+        if self.bias:
+            y += self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype).astype(y.dtype)
+        return y
+
+
+def add_lora(params: tree.Tree, rules: tree.Rules, rng: jax.Array) -> dict[str, Any]:
+    """Params with adapters beside each kernel that a rule `(regex, dict(rank=R, alpha=A))` finds.
+
+    A starts as He-uniform noise and B as zeros, so the model's function is unchanged; scale = A / R. Kernels
+    that carry adapters already are left alone, so that a later stage may go on with those of the stage before.
+
+    Raises:
+      ValueError: a rule that finds no kernel.
+    """
+    flat = tree.flatten(params)
+    kernels = {path: leaf for path, leaf in flat.items() if path.endswith("/kernel")}
+    for pattern, _ in rules:
+        tree.select([pattern], kernels, "lora")
+    found = tree.match([*rules, (".*", None)], kernels, "lora")
+    for i, (path, spec) in enumerate(found.items()):
+        stem = path.removesuffix("kernel")
+        if spec is None or stem + "lora_a" in flat:
+            continue
+        *layers, d_in, d_out = kernels[path].shape
+        rank, dtype = spec["rank"], jnp.float32
+        bound = (1.0 / d_in) ** 0.5  # torch's kaiming_uniform_(a=sqrt(5)), as in the reference implementation
+        flat[stem + "lora_a"] = jax.random.uniform(
+            jax.random.fold_in(rng, i), (*layers, d_in, rank), dtype, -bound, bound
+        )
+        flat[stem + "lora_b"] = jnp.zeros((*layers, rank, d_out), dtype)
+        flat[stem + "lora_scale"] = jnp.full(layers, spec["alpha"] / rank, dtype)
+    return tree.unflatten(flat)
+
+
+def merge_lora(params: tree.Tree) -> dict[str, Any]:
+    """Params with every adapter folded into its kernel: the same function, no adapter leaves."""
+    flat = dict(tree.flatten(params))
+    for path in [p for p in flat if p.endswith("/lora_a")]:
+        stem = path.removesuffix("lora_a")
+        a, b, scale = (flat.pop(stem + f"lora_{n}") for n in ("a", "b", "scale"))
+        kernel = flat[stem + "kernel"]
+        flat[stem + "kernel"] = (kernel + scale[..., None, None] * (a @ b)).astype(kernel.dtype)
+    return tree.unflatten(flat)

@@ -1,0 +1,43 @@
+"""Gated cross-attention: how Flamingo lets media into a frozen language model."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from mmjax.nn.attention import Attention
+from mmjax.nn.block import BlockShape, fields_of
+from mmjax.nn.mlp import FeedForward
+from mmjax.nn.norm import Norm
+
+
+class GatedCrossBlock(BlockShape):
+    """x += tanh(g) xattn(norm(x), media); x += tanh(g') mlp(norm(x)). [B, T, D] -> [B, T, D].
+
+    Both gates start at 0, so a fresh block changes no bit of what the language model computes (Flamingo,
+    section 2.2; open_flamingo/src/helpers.py).
+    """
+
+    @nn.compact
+    def __call__(self, x, media, *, mask, kv=None):
+        """media: [B, S, D'], or None where kv holds its keys and values. mask: bool [B, T, S]. -> (x, kv)."""
+
+        def norm(name):
+            return Norm(self.norm, self.norm_eps, self.param_dtype, name=name)(x)
+
+        def gate(name):
+            return jnp.tanh(self.param(name, nn.initializers.zeros, (), self.param_dtype)).astype(x.dtype)
+
+        attention = Attention(**fields_of(self, Attention), name="attention")
+        attended, kv = attention(norm("attention_norm"), media, mask=mask, kv=kv)
+        x = x + gate("attention_gate") * attended
+        mlp = FeedForward(
+            self.mlp_width,
+            self.activation,
+            self.gated,
+            self.mlp_bias,
+            self.dtype,
+            self.param_dtype,
+            name="mlp",
+        )
+        return x + gate("mlp_gate") * mlp(norm("mlp_norm")), kv

@@ -1,0 +1,64 @@
+"""Linear and MLP projectors, with or without a reducer that merges neighbouring tokens first."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from mmjax.nn.linear import Linear
+from mmjax.nn.mlp import activation
+from mmjax.nn.norm import Norm
+
+
+def pixel_shuffle(x: jax.Array, factor: int) -> jax.Array:
+    """[..., N, D] -> [..., N / factor², factor² D]: each factor x factor neighbourhood of a square grid."""
+    *lead, n, d = x.shape
+    side = math.isqrt(n)
+    if side * side != n or side % factor:
+        raise ValueError(f"pixel_shuffle: {n} tokens are no square grid that {factor} divides.")
+    x = x.reshape(*lead, side // factor, factor, side // factor, factor, d).swapaxes(-4, -3)
+    return x.reshape(*lead, n // factor**2, factor**2 * d)
+
+
+def concat(x: jax.Array, factor: int) -> jax.Array:
+    """[..., N, D] -> [..., N / factor, factor D]: consecutive tokens in raster order (MiniGPT-v2)."""
+    *lead, n, d = x.shape
+    if n % factor:
+        raise ValueError(f"concat: {factor} does not divide {n} tokens.")
+    return x.reshape(*lead, n // factor, factor * d)
+
+
+REDUCERS = {"none": lambda x, factor: x, "pixel_shuffle": pixel_shuffle, "concat": concat}
+
+
+class MLP(nn.Module):
+    """Features [B, M, N, D] -> LLM tokens [B, M, K, width].
+
+    depth: number of Linears, with `activation` between them; 1 is LLaVA's linear projector, 2 LLaVA-1.5's
+        `mlp2x_gelu` (llava/model/multimodal_projector/builder.py).
+    reduce, factor: 'none', 'pixel_shuffle' (K = N / factor²) or 'concat' (K = N / factor).
+    norm: '' or a norm on the output (nn/norm.py): keeps tokens from scratch at the scale an LLM expects.
+    """
+
+    width: int
+    depth: int
+    activation: str
+    bias: bool
+    reduce: str
+    factor: int
+    norm: str
+    dtype: Any
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> jax.Array:
+        if self.reduce not in REDUCERS:
+            raise ValueError(f"reduce: {self.reduce!r} is none of {', '.join(REDUCERS)}.")
+        x = REDUCERS[self.reduce](features, self.factor)
+        for i in range(self.depth):
+            x = activation(self.activation)(x) if i else x
+            x = Linear(self.width, self.bias, self.dtype, self.param_dtype, name=f"linear_{i}")(x)
+        return Norm(self.norm, 1e-6, self.param_dtype, name="norm")(x) if self.norm else x

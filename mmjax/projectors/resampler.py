@@ -1,0 +1,79 @@
+"""The perceiver resampler: any number of features to a fixed number of tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from mmjax.nn.attention import Attention
+from mmjax.nn.linear import Linear
+from mmjax.nn.mlp import FeedForward
+from mmjax.nn.norm import Norm
+
+
+class Perceiver(nn.Module):
+    """Features [B, M, N, D] -> tokens [B, M, latents, width], or [B, M, latents, D] without `project`.
+
+    Learned latents attend `depth` times to the features and themselves (keys and values of both), each time
+    followed by a feed-forward (Flamingo, section 2.1; open_flamingo/src/helpers.py: norm 'layer', activation
+    'gelu'; Idefics: activation 'relu').
+    """
+
+    width: int
+    latents: int
+    depth: int
+    heads: int
+    head_dim: int
+    mlp_ratio: int
+    norm: str
+    norm_eps: float
+    activation: str
+    project: bool
+    dtype: Any
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, features: jax.Array) -> jax.Array:
+        def norm(name, x):
+            return Norm(self.norm, self.norm_eps, self.param_dtype, name=name)(x)
+
+        b, m, n, d = features.shape
+        features = features.reshape(b * m, n, d).astype(self.dtype)
+        x = self.param("latents", nn.initializers.normal(1.0), (self.latents, d), self.param_dtype)
+        x = jnp.broadcast_to(x.astype(self.dtype), (b * m, self.latents, d))
+        for i in range(self.depth):
+            attention = Attention(
+                heads=self.heads,
+                kv_heads=self.heads,
+                head_dim=self.head_dim,
+                qkv_bias=False,
+                out_bias=False,
+                qk_norm="",
+                norm_eps=self.norm_eps,
+                rope_theta=0.0,
+                rope_fraction=0.0,
+                attention_softcap=0.0,
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+                name=f"attention_{i}",
+            )
+            latents = norm(f"latent_norm_{i}", x)
+            source = jnp.concatenate([norm(f"feature_norm_{i}", features), latents], axis=1)
+            x = x + attention(latents, source)[0]
+            mlp = FeedForward(
+                self.mlp_ratio * d,
+                self.activation,
+                False,
+                False,
+                self.dtype,
+                self.param_dtype,
+                name=f"mlp_{i}",
+            )
+            x = x + mlp(norm(f"mlp_norm_{i}", x))
+        x = norm("norm_out", x)
+        if self.project:
+            x = Linear(self.width, False, self.dtype, self.param_dtype, name="project")(x)
+        return x.reshape(b, m, self.latents, -1)

@@ -1,0 +1,93 @@
+"""The mesh, and how parameters and activations lie on it.
+
+Axes: `data` (copies of the model), `fsdp` (parameters and optimizer state split, gathered layer by layer),
+`tensor` (matrices split, Megatron-style). The same program runs on any shape of the mesh, one device included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from mmjax import tree
+
+AXES = ("data", "fsdp", "tensor")
+
+# What a named dimension of an activation is split over.
+ACTIVATIONS = {
+    "batch": ("data", "fsdp"),
+    "seq": None,
+    "embed": None,
+    "heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+}
+
+# What the last dimensions of a parameter are split over; the leading layer axis of a stack is never split.
+# Matrices into a wider space split their outputs over `tensor`, those back split their inputs, so that the
+# pair needs one all-reduce (Megatron-LM, section 3).
+PARAMETERS = (
+    (r"lora_scale$", ()),
+    (r"lora_a$", ("fsdp", None)),
+    (r"lora_b$", (None, "fsdp")),
+    (r"embedding$", ("tensor", "fsdp")),
+    (r"(out|down)/kernel$", ("tensor", "fsdp")),
+    (r"kernel$", ("fsdp", "tensor")),
+    (r".*", ()),
+)
+
+
+def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of the given axis sizes; one of them may be -1, 'all that are left'.
+
+    Raises:
+      ValueError: unknown axes, or sizes whose product is not the number of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    if unknown := set(shape) - set(AXES):
+        raise ValueError(f"mesh: unknown axes {sorted(unknown)}; the axes are {AXES}.")
+    sizes = [shape.get(axis, 1) for axis in AXES]
+    if sizes.count(-1) == 1:
+        sizes[sizes.index(-1)] = len(devices) // -int(np.prod(sizes))
+    if int(np.prod(sizes)) != len(devices) or min(sizes) < 1:
+        raise ValueError(f"mesh: {dict(shape)} does not fill {len(devices)} devices; set one axis to -1.")
+    # make_mesh gives Explicit axes by default since JAX 0.9; this code relies on the compiler's propagation.
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def fit(spec: Sequence[Any], shape: Sequence[int], mesh: Any) -> PartitionSpec:
+    """The spec for the last dimensions of `shape`, without the axes that do not divide their dimension."""
+    spec = [None] * (len(shape) - len(spec)) + list(spec)[max(0, len(spec) - len(shape)) :]
+    fitted = []
+    for size, axes in zip(shape, spec, strict=True):
+        axes = (axes,) if isinstance(axes, str) else axes or ()
+        ways = int(np.prod([mesh.shape[axis] for axis in axes]))
+        fitted.append(axes if ways > 1 and size % ways == 0 else None)
+    return PartitionSpec(*fitted)
+
+
+def shard_tree(shapes: tree.Tree, mesh: Mesh, rules: tree.Rules = PARAMETERS) -> dict[str, Any]:
+    """A NamedSharding for every leaf of a tree of arrays or shapes."""
+    flat = tree.flatten(shapes)
+    specs = tree.match(rules, flat, "sharding rules")
+    return tree.unflatten(
+        {path: NamedSharding(mesh, fit(specs[path], leaf.shape, mesh)) for path, leaf in flat.items()}
+    )
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """Asks that an activation be split by its dimensions' names; no mesh set, no effect."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    spec = fit([ACTIVATIONS[name] if name else None for name in names], x.shape, mesh)
+    return jax.lax.with_sharding_constraint(x, spec)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over `data` and `fsdp`, the rest of each array whole."""
+    return NamedSharding(mesh, PartitionSpec(ACTIVATIONS["batch"]))
