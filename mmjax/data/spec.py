@@ -1,0 +1,114 @@
+"""The keys of a data spec, checked: what a config's `data` may say."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from mmjax.build import suggest
+from mmjax.data.image import ImageOptions
+from mmjax.data.templates import find_template
+
+AUGMENT = ("", "dihedral")
+TOO_LONG = ("truncate", "refuse")
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceSpec:
+    """path, root: as for sources.open_source. weight: its share of the mixture, in proportion to the others.
+    template: of this source, '' for that of the data. augment: 'dihedral' turns and mirrors its pictures."""
+
+    path: str
+    root: str
+    weight: float
+    template: str = ""
+    augment: str = ""
+
+    def __post_init__(self):
+        _one_of("augment", self.augment, AUGMENT)
+        if self.weight < 0:
+            raise ValueError(f"weight: {self.weight} is below 0.")
+        if self.template:
+            find_template(self.template)
+
+
+@dataclasses.dataclass(frozen=True)
+class MediaSpec:
+    """slots: pictures a row has room for, 0 for text alone; the other keys are those of image.ImageOptions."""
+
+    slots: int
+    size: int
+    resize: str
+    max_pixels: int
+    resample: str = ImageOptions.resample
+    fill: tuple[int, int, int] = ImageOptions.fill
+
+    def __post_init__(self):
+        if self.slots < 0 or self.size < 1:
+            raise ValueError(f"slots: {self.slots} pictures of size {self.size} cannot be.")
+        _ = self.options  # checks the other keys
+
+    @property
+    def options(self) -> ImageOptions:
+        return ImageOptions(self.size, self.resize, self.max_pixels, self.resample, tuple(self.fill))
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSpec:
+    """length: tokens of a row. pack: several examples a row, or one. too_long: 'truncate' or 'refuse' what is
+    longer than a row. max_refused: share of a source's records that may be refused before the run stops.
+    workers: processes that load rows, 0 for none. threads: threads in each of them."""
+
+    length: int
+    pack: bool
+    too_long: str
+    template: str
+    bidirectional_images: bool
+    media: MediaSpec
+    sources: Mapping[str, SourceSpec]
+    max_refused: float
+    workers: int
+    threads: int
+
+    def __post_init__(self):
+        _one_of("too_long", self.too_long, TOO_LONG)
+        find_template(self.template)
+        if not self.sources:
+            raise ValueError("sources: there are none.")
+        if self.length < 1 or self.threads < 1 or self.workers < 0:
+            raise ValueError("length and threads must be 1 or more, workers 0 or more.")
+
+
+def read_spec(spec: Mapping[str, Any]) -> DataSpec:
+    """A plain mapping to a checked spec.
+
+    Raises:
+      ValueError: an unknown or missing key, or a value that cannot be; names its path and the nearest right key.
+    """
+    spec = dict(spec)
+    if "media" in spec:
+        spec["media"] = _read(MediaSpec, spec["media"], "data.media")
+    if "sources" in spec:
+        sources = {name: one for name, one in spec["sources"].items() if one is not None}
+        spec["sources"] = {n: _read(SourceSpec, one, f"data.sources.{n}") for n, one in sources.items()}
+    return _read(DataSpec, spec, "data")
+
+
+def _read(cls: type, values: Mapping[str, Any], where: str) -> Any:
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for key in values:
+        if key not in fields:
+            raise ValueError(f"{where}: there is no key {key!r}" + suggest(key, fields))
+    missing = [name for name, f in fields.items() if f.default is dataclasses.MISSING and name not in values]
+    if missing:
+        raise ValueError(f"{where}: wants {', '.join(missing)}.")
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise ValueError(f"{where}.{error}") from error
+
+
+def _one_of(key: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{key}: {value!r} is none of {', '.join(map(repr, known))}.")

@@ -1,0 +1,223 @@
+"""Text to token ids and back, behind one small interface.
+
+Special tokens are reached by name only (`special`), never through text: whatever a user types, `encode`
+yields ordinary tokens, so that a turn cannot be closed, nor a picture invented, from inside a turn.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import itertools
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import sentencepiece
+import tokenizers
+
+from mmjax.build import suggest
+
+# Names that control a conversation even where a tokenizer.json does not flag them as special.
+CONTROL = ("<image>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<s>", "</s>")
+
+
+class Tokenizer(Protocol):
+    """What chat.py and generation need of a tokenizer. `bos`, `eos` and `pad` are ids, or None."""
+
+    vocab_size: int
+    bos: int | None
+    eos: int | None
+    pad: int | None
+
+    def encode(self, text: str, start: bool = True) -> tuple[list[int], list[int]]:
+        """(ids, ends): ends[i] is the offset, in characters, behind the last character token i helps to spell.
+
+        start: whether the text opens the sequence; some tokenizers put a space before it only there.
+        """
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; special tokens are left out."""
+
+    def special(self, name: str) -> int:
+        """The id of a special token. Raises ValueError if there is none of this name."""
+
+
+def _plain_text(
+    encode: Callable[[str, bool], tuple[list[int], list[int]]],
+    text: str,
+    start: bool,
+    forbidden: frozenset[int],
+) -> tuple[list[int], list[int]]:
+    """encode(text, start), cutting text that would become a forbidden token in two, so that it stays text."""
+    ids, ends = encode(text, start)
+    if forbidden.isdisjoint(ids):
+        return ids, ends
+    spans = [(b, e) for token, b, e in zip(ids, [0, *ends], ends, strict=False) if token in forbidden]
+    if any(end - begin < 2 for begin, end in spans):
+        raise ValueError(f"The tokenizer turns a single character of {text!r} into a special token.")
+    cuts = [0, *(begin + 1 for begin, _ in spans), len(text)]
+    ids, ends = [], []
+    for begin, end in itertools.pairwise(cuts):
+        part = _plain_text(encode, text[begin:end], start and begin == 0, forbidden)
+        ids += part[0]
+        ends += [begin + offset for offset in part[1]]
+    return ids, ends
+
+
+class _FromBytes:
+    """Holds a model's bytes and opens them on first use, so that the object travels to worker processes."""
+
+    def __init__(self, path: str | os.PathLike[str]):
+        try:
+            self._bytes = Path(path).read_bytes()
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"No tokenizer at {os.fspath(path)!r}. `mmjax prepare` makes that of a quickstart."
+            ) from None
+        self.path = os.fspath(path)
+
+    def __getstate__(self):
+        return {key: value for key, value in vars(self).items() if key != "_model"}
+
+    def special(self, name: str) -> int:
+        if name not in self._specials:
+            message = f"The tokenizer {self.path} has no special token {name!r}"
+            raise ValueError(message + suggest(name, self._specials))
+        return self._specials[name]
+
+
+class SentencePiece(_FromBytes):
+    """A sentencepiece model file."""
+
+    def __init__(self, path: str | os.PathLike[str]):
+        super().__init__(path)
+        model = self._model
+        self.vocab_size = model.vocab_size()
+        self.bos, self.eos, self.pad = (
+            i if i >= 0 else None for i in (model.bos_id(), model.eos_id(), model.pad_id())
+        )
+        names = {model.id_to_piece(i): i for i in range(self.vocab_size)}
+        self._specials = {n: i for n, i in names.items() if model.is_control(i) or n in CONTROL}
+        self._forbidden = frozenset(self._specials.values())
+
+    @functools.cached_property
+    def _model(self) -> sentencepiece.SentencePieceProcessor:
+        return sentencepiece.SentencePieceProcessor(model_proto=self._bytes)
+
+    def _encode(self, text: str, start: bool) -> tuple[list[int], list[int]]:
+        del start  # the model's own settings say where spaces are added
+        found = self._model.encode(text, return_type="offset_mapping")
+        ends = [end for _, end in found["offsets"]]
+        for k in range(len(ends) - 2, -1, -1):
+            begin, end = found["offsets"][k]
+            if begin == end:  # a byte of a character whose extent is given to its last byte alone
+                ends[k] = ends[k + 1]
+        return found["ids"], ends
+
+    def encode(self, text: str, start: bool = True) -> tuple[list[int], list[int]]:
+        return _plain_text(self._encode, text, start, self._forbidden)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._model.decode([int(i) for i in ids])
+
+
+class HFTokenizer(_FromBytes):
+    """A Hugging Face `tokenizer.json`."""
+
+    # Stands in front of a text that does not open its sequence: a code point that no text has.
+    _BEFORE = "\U0010fffe"
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        bos: str | None = None,
+        eos: str | None = None,
+        pad: str | None = None,
+        extra: Sequence[str] = (),
+    ):
+        """
+        Args:
+          path: the `tokenizer.json`.
+          bos, eos, pad: names of the tokens with these roles, None where the model has none.
+          extra: special tokens to add behind the vocabulary, such as '<image>' for a text-only tokenizer.
+        """
+        super().__init__(path)
+        self._extra = tuple(extra)
+        added = self._model.get_added_tokens_decoder()
+        self._specials = {token.content: i for i, token in added.items() if token.special}
+        self.vocab_size = self._model.get_vocab_size() - 1  # without _BEFORE, which was added last
+        model = json.loads(self._bytes)["model"]
+        unknown = self._specials.get(model.get("unk_token"), model.get("unk_id"))  # what odd characters become
+        self._forbidden = frozenset(self._specials.values()) - {unknown}
+        self.bos, self.eos, self.pad = (None if name is None else self.special(name) for name in (bos, eos, pad))
+
+    @functools.cached_property
+    def _model(self) -> tokenizers.Tokenizer:
+        spec = json.loads(self._bytes)
+        for token in spec["added_tokens"]:
+            token["special"] |= token["content"] in CONTROL
+        model = tokenizers.Tokenizer.from_str(json.dumps(spec))
+        model.no_padding()
+        model.no_truncation()
+        model.add_special_tokens(list(self._extra))
+        model.add_tokens([tokenizers.AddedToken(self._BEFORE, normalized=False)])
+        return model
+
+    def _encode(self, text: str, start: bool) -> tuple[list[int], list[int]]:
+        given = text if start else self._BEFORE + text
+        found = self._model.encode(given, add_special_tokens=False)
+        skip = 0 if start else 1
+        return found.ids[skip:], [end - skip for _, end in found.offsets[skip:]]
+
+    def encode(self, text: str, start: bool = True) -> tuple[list[int], list[int]]:
+        text = text.replace(self._BEFORE, "\ufffd")
+        return _plain_text(self._encode, text, start, self._forbidden)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._model.decode([int(i) for i in ids], skip_special_tokens=True)
+
+
+def train_sentencepiece(
+    texts: Iterable[str], path: str | os.PathLike[str], vocab_size: int, specials: Sequence[str] = ()
+) -> SentencePiece:
+    """Trains a byte-pair tokenizer with byte fallback and writes it to `path`: the same texts, the same bytes.
+
+    Ids: 0 <pad>, 1 <s>, 2 </s>, 3 <unk>, then `specials`, 256 bytes, pieces. Every text survives
+    encode and decode, but for U+2581, which sentencepiece keeps for spaces.
+
+    Raises:
+      ValueError: `vocab_size` is more than the texts can fill, or too small for their characters.
+    """
+    lines = (line for text in texts for line in text.splitlines() if line.strip())
+    model = io.BytesIO()
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=lines,
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            pad_id=0,
+            bos_id=1,
+            eos_id=2,
+            unk_id=3,
+            control_symbols=list(specials),
+            byte_fallback=True,
+            character_coverage=1.0,
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            max_sentence_length=1 << 20,  # bytes; longer lines would be left out without a word
+            num_threads=1,  # one thread, so that the result never depends on their order
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise ValueError(f"No tokenizer with vocab_size={vocab_size} from these texts: {error}") from error
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(model.getvalue())
+    partial.replace(path)
+    return SentencePiece(path)
