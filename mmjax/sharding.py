@@ -70,12 +70,14 @@ def fit(spec: Sequence[Any], shape: Sequence[int], mesh: Any) -> PartitionSpec:
     return PartitionSpec(*fitted)
 
 
-def shard_tree(shapes: tree.Tree, mesh: Mesh, rules: tree.Rules = PARAMETERS) -> dict[str, Any]:
-    """A NamedSharding for every leaf of a tree of arrays or shapes."""
-    flat = tree.flatten(shapes)
-    specs = tree.match(rules, flat, "sharding rules")
-    return tree.unflatten(
-        {path: NamedSharding(mesh, fit(specs[path], leaf.shape, mesh)) for path, leaf in flat.items()}
+def shard_tree(shapes: Any, mesh: Mesh, rules: tree.Rules = PARAMETERS) -> Any:
+    """A NamedSharding for every leaf of parameters, or of a training state whose moments end in their paths."""
+    leaves, structure = jax.tree.flatten_with_path(shapes)
+    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
+    specs = tree.match(rules, paths, "sharding rules")
+    return structure.unflatten(
+        NamedSharding(mesh, fit(specs[path], leaf.shape, mesh))
+        for path, (_, leaf) in zip(paths, leaves, strict=True)
     )
 
 

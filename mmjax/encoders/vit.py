@@ -155,6 +155,10 @@ class ViT(BlockShape):
     remat: bool
     scan: bool
 
+    def medium_shape(self) -> tuple[int, ...]:
+        """Shape of one medium, [H, W, 3]."""
+        return self.size, self.size, 3
+
     @nn.compact
     def __call__(self, pixels: jax.Array) -> jax.Array:
         def norm(name, x):

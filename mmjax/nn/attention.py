@@ -28,17 +28,21 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, sof
     """
     b, t, h, d = q.shape
     g = k.shape[2]
-    q = q.reshape(b, t, g, h // g, d) * d**-0.5
-    logits = jnp.einsum("btgrd,bsgd->bgrts", q, k, preferred_element_type=jnp.float32)
+    # [B, G, H/G * T, D] and [B, G, S, D]: plain batched matrix products, with no large transpose around them.
+    q = (q * d**-0.5).reshape(b, t, g, h // g, d).transpose(0, 2, 3, 1, 4).reshape(b, g, -1, d)
+    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+    logits = jnp.einsum("bgqd,bgsd->bgqs", q, k, preferred_element_type=jnp.float32)
     if softcap:
         logits = softcap * jnp.tanh(logits / softcap)
     if mask is not None:
-        mask = mask[:, None, None]
-        logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(logits, axis=-1)
-    if mask is not None:
-        weights = jnp.where(mask.any(-1, keepdims=True), weights, 0)
-    return jnp.einsum("bgrts,bsgd->btgrd", weights.astype(v.dtype), v).reshape(b, t, h, d)
+        bias = jnp.where(mask, 0.0, jnp.finfo(jnp.float32).min)[:, None]
+        logits += jnp.tile(bias, (1, 1, h // g, 1))
+    # Divided by its sum after the product with v, the softmax costs D / S of the divisions.
+    weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
+    total = weights.sum(-1, keepdims=True)
+    y = jnp.einsum("bgqs,bgsd->bgqd", weights.astype(v.dtype), v) / total.astype(v.dtype)
+    y = y.reshape(b, h, t, d).swapaxes(1, 2)
+    return y if mask is None else jnp.where(mask.any(-1)[:, :, None, None], y, 0)
 
 
 class Attention(nn.Module):

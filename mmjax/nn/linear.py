@@ -12,6 +12,27 @@ import jax.numpy as jnp
 from mmjax import tree
 
 
+@jax.custom_vjp
+def matmul(x: jax.Array, w: jax.Array) -> jax.Array:
+    """x [..., D] @ w [D, F]. Its own gradient rule only names the order of the weight gradient's product: JAX's
+    makes the transpose of it, for which XLA on CPU recomputes what comes before, column by column."""
+    return x @ w
+
+
+def _matmul_forward(x, w):
+    return x @ w, (x, w)
+
+
+def _matmul_backward(saved, dy):
+    x, w = saved
+    flat = lambda y: y.reshape(-1, y.shape[-1])  # noqa: E731
+    dw = jax.lax.dot_general(flat(x), flat(dy), (((0,), (0,)), ((), ())))
+    return dy @ w.T, dw
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
 class Linear(nn.Module):
     """y = x W + b over the last axis, with W [D_in, D_out].
 
@@ -30,7 +51,7 @@ class Linear(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), self.param_dtype)
         x = x.astype(self.dtype)
-        y = x @ kernel.astype(self.dtype)
+        y = matmul(x, kernel.astype(self.dtype))
         if self.has_variable("params", "lora_a"):
             a, b, scale = (self.get_variable("params", f"lora_{n}") for n in ("a", "b", "scale"))
             y += (x @ a.astype(self.dtype)) @ b.astype(self.dtype) * scale.astype(self.dtype)

@@ -1,0 +1,134 @@
+"""The sections of a config, checked: an unknown or missing key stops at once and names the right one.
+
+A config file (`configs/*.py`) is data: a `ConfigDict`. Here it becomes frozen dataclasses with no default for
+any key, so that what a run does can be read off its config alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from mmjax.build import suggest
+from mmjax.model import MultimodalLM, make_model
+from mmjax.types import Media
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage of training, started from the weights of the stage before.
+
+    data: a data spec (data/spec.py). batch: rows a step, over all devices. steps: how many.
+    losses: name -> dict(type=an objective, weight=). trainable: path regexes; what none finds is frozen.
+    lora: `(regex, dict(rank=, alpha=))` rules of the adapters that this stage adds. optimizer: see
+    training/optimizer.py. accumulate: parts that a batch is taken in. ema: decay of the parameters' running
+    mean, 0 for none. valid: None, or dict(every=steps, data=a data spec) for the losses on held-out data.
+    log_every, save_every: steps.
+    """
+
+    name: str
+    data: Mapping[str, Any]
+    batch: int
+    steps: int
+    losses: Mapping[str, Mapping[str, Any]]
+    trainable: list[str]
+    lora: list[tuple[str, Mapping[str, Any]]]
+    optimizer: Mapping[str, Any]
+    accumulate: int
+    ema: float
+    valid: Mapping[str, Any] | None
+    log_every: int
+    save_every: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Precision:
+    """Names of dtypes: of trained parameters, of activations, of frozen parameters."""
+
+    param_dtype: str
+    compute_dtype: str
+    frozen_dtype: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole run. model: see model.make_model. tokenizer: dict(type=, path=, ...), with `train` where `mmjax
+    prepare` makes it. stages: in order. evaluation: None, or what `mmjax evaluate` runs. mesh: axis sizes.
+    max_skipped: steps with a non-finite loss that a stage survives. keep: checkpoints kept a stage. wandb: None,
+    or arguments of wandb.init. data_dir: where prepared corpora and tokenizers lie."""
+
+    seed: int
+    model: Mapping[str, Any]
+    tokenizer: Mapping[str, Any]
+    stages: tuple[Stage, ...]
+    evaluation: Mapping[str, Any] | None
+    mesh: Mapping[str, int]
+    precision: Precision
+    remat: bool
+    scan: bool
+    data_dir: str
+    max_skipped: int
+    keep: int
+    wandb: Mapping[str, Any] | None
+
+    def stage(self, name: str) -> Stage:
+        """The stage of that name.
+
+        Raises:
+          ValueError: there is none.
+        """
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise ValueError(f"--stage: no stage {name!r}" + suggest(name, [s.name for s in self.stages]))
+
+
+def read_config(raw: Mapping[str, Any]) -> Config:
+    """A config's dict, checked. `stages` is a list of names, each the key of that stage's section.
+
+    Raises:
+      ValueError: an unknown or missing key, with the nearest right one.
+    """
+    raw = dict(json.loads(json.dumps(dict(raw))))  # as it will be read back from a workdir
+    names = raw.get("stages", [])
+    stages = []
+    for name in names:
+        if name not in raw:
+            raise ValueError(f"config: the stage {name!r} has no section c.{name}.")
+        stages.append(_section(Stage, {"name": name, **raw.pop(name)}, name))
+    raw["precision"] = _section(Precision, raw.get("precision", {}), "precision")
+    return _section(Config, raw | {"stages": tuple(stages)}, "config")
+
+
+def _section(cls: type, values: Mapping[str, Any], where: str) -> Any:
+    known = [field.name for field in dataclasses.fields(cls)]
+    for key in values:
+        if key not in known:
+            raise ValueError(f"{where}: no key {key!r}" + suggest(key, known))
+    if missing := [key for key in known if key not in values]:
+        raise ValueError(f"{where}: wants {', '.join(missing)}.")
+    return cls(**values)
+
+
+def build_model(config: Config, vocab: int) -> MultimodalLM:
+    """The model of a config, for a tokenizer of `vocab` tokens."""
+    return make_model(
+        config.model,
+        vocab=vocab,
+        dtype=jnp.dtype(config.precision.compute_dtype),
+        param_dtype=jnp.dtype(config.precision.param_dtype),
+        remat=config.remat,
+        scan=config.scan,
+    )
+
+
+def example_media(model: MultimodalLM) -> dict[str, Media]:
+    """Shapes of one empty slot of each modality, enough to initialise a model."""
+    return {
+        name: Media(jnp.zeros((1, 1, *encoder.medium_shape()), jnp.uint8), None, None, None)
+        for name, encoder in model.encoders.items()
+    }

@@ -1,0 +1,28 @@
+"""What an objective sees of a model: a forward pass that is run once and remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from mmjax.model import MultimodalLM
+from mmjax.types import Batch, Output
+
+
+class Forward:
+    """`forward(batch)` is the model's Output, computed once for all the losses that ask for it."""
+
+    def __init__(self, model: MultimodalLM, params: Mapping[str, Any]):
+        self._model, self._params = model, params
+        self._outputs: dict[int, Output] = {}
+
+    def __call__(self, batch: Batch) -> Output:
+        if id(batch) not in self._outputs:
+            self._outputs[id(batch)] = self._model.apply(self._params, batch)
+        return self._outputs[id(batch)]
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """hidden [..., D] -> float32 [..., vocab]; ask for a few positions at a time."""
+        return self._model.logits(self._params, hidden)

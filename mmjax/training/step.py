@@ -1,0 +1,124 @@
+"""One training step, for every system: gradients of the trainable part, a guarded update, the metrics."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mmjax import tree
+from mmjax.build import resolve
+from mmjax.model import MultimodalLM
+from mmjax.objectives.forward import Forward
+from mmjax.training.state import TrainState
+from mmjax.types import Batch
+
+Sums = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, weight)
+
+
+def find_losses(spec: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[Callable, float]]:
+    """{'next_token': dict(type='objectives.language.next_token', weight=1.0, **options)} -> functions and weights.
+
+    Raises:
+      ValueError: no such objective.
+    """
+    found = {}
+    for name, loss in spec.items():
+        options = {key: value for key, value in loss.items() if key not in ("type", "weight")}
+        objective = resolve(loss["type"], f"losses.{name}.type")
+        found[name] = (functools.partial(objective, **options), loss["weight"])
+    return found
+
+
+def make_evaluation(
+    model: MultimodalLM, losses: Mapping[str, Mapping[str, Any]]
+) -> Callable[[tree.Tree, Batch], Sums]:
+    """The function (params, batch) -> {name: (sum, weight)} of the same losses, which `make_step` minimises."""
+    objectives = find_losses(losses)
+
+    def evaluate(params: tree.Tree, batch: Batch) -> Sums:
+        forward, sums = Forward(model, params), {}
+        for objective, _ in objectives.values():
+            sums |= objective(forward, batch)
+        return sums
+
+    return evaluate
+
+
+def make_step(
+    model: MultimodalLM,
+    losses: Mapping[str, Mapping[str, Any]],
+    optimizer: optax.GradientTransformation,
+    *,
+    accumulate: int,
+    ema: float,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """The function (state, batch) -> (state, metrics); jit it with the state donated.
+
+    Args:
+      losses: see `find_losses`; the sum of the weighted means is minimised.
+      accumulate: the batch is taken in so many parts, one after the other, with the same result.
+      ema: decay of the running mean of the parameters, 0 for none.
+    """
+    objectives, measure = find_losses(losses), make_evaluation(model, losses)
+
+    def gradients(state: TrainState, batch: Batch) -> tuple[Any, Sums]:
+        parts = jax.tree.map(lambda x: _split(x, accumulate), batch)
+        # A loss is a mean over the whole batch, so its denominator must be known before the first part's
+        # gradient. Weights depend on the batch alone: the compiler drops the forward pass from this line.
+        weights = jax.lax.map(
+            lambda part: {n: w for n, (_, w) in measure(state.all_params(), part).items()}, parts
+        )
+        total = {name: jnp.maximum(weight.sum(), 1e-8) for name, weight in weights.items()}
+
+        def loss(params, part):
+            sums = measure(tree.merge(state.frozen, params), part)
+            return sum(w * sums[n][0] / total[n] for n, (_, w) in objectives.items()), sums
+
+        def add_part(carry, part):
+            return jax.tree.map(jnp.add, carry, jax.grad(loss, has_aux=True)(state.params, part)), None
+
+        first = jax.tree.map(lambda x: x[0], parts)
+        zeros = jax.eval_shape(jax.grad(loss, has_aux=True), state.params, first)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), zeros)
+        return jax.lax.scan(add_part, zeros, parts)[0]
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        grads, sums = gradients(state, batch)
+        means = {name: s / jnp.maximum(w, 1e-8) for name, (s, w) in sums.items()}
+        loss = sum(weight * means[name] for name, (_, weight) in objectives.items())
+        norm = optax.global_norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        averaged = jax.tree.map(lambda a, p: ema * a + (1 - ema) * p, state.ema, params) if ema else {}
+
+        def guard(new, old):
+            return jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+
+        state = state.replace(
+            step=state.step + 1,
+            params=guard(params, state.params),
+            optimizer=guard(optimizer_state, state.optimizer),
+            ema=guard(averaged, state.ema),
+            skipped=state.skipped + ~finite,
+        )
+        real, slots = (batch.segments > 0).sum(), jnp.asarray(batch.segments.size)
+        return state, means | {
+            "loss": loss,
+            "grad_norm": norm,
+            "skipped": state.skipped,
+            "tokens": real,
+            "slots": slots,
+        }
+
+    return step
+
+
+def _split(x: jax.Array, parts: int) -> jax.Array:
+    """[B, ...] -> [parts, B / parts, ...]; each part takes rows of every device's share."""
+    return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
