@@ -24,7 +24,7 @@ def get_config(arg=""):
     c.tokenizer = dict(
         type="data.tokenizer.SentencePiece",
         path=f"{arg['data']}/tokenizer.model",
-        train=dict(vocab_size=1024, specials=["<image>", "<|im_start|>", "<|im_end|>"]),
+        train=dict(vocab_size=1024, specials=["<image>"]),
     )
     c.model = model(arg["variant"])
     c.stages = ["pretrain", "sft"]
@@ -35,10 +35,24 @@ def get_config(arg=""):
     questions = dict(main=source("corpus:easy_vqa/conversations/train", 1.0, augment="dihedral"))
     c.pretrain = stage(data=data(captions, length=128, slots=5), batch=16, steps=300, lr=2e-3)
     c.sft = stage(data=data(questions, length=256, slots=2), batch=16, steps=1200, lr=2e-3)
-    c.evaluation = dict(easy_vqa=dict(type="evaluation.benchmarks.easy_vqa.evaluate"))
+    c.evaluation = dict(
+        easy_vqa=dict(
+            type="evaluation.benchmarks.easy_vqa.evaluate",
+            stage="sft",
+            train="corpus:easy_vqa/questions/train",
+            test="corpus:easy_vqa/questions/test",
+            examples=24,
+        ),
+        captions=dict(
+            type="evaluation.benchmarks.captions.evaluate",
+            stage="pretrain",
+            test="corpus:openmoji/64px/test",
+            examples=12,
+        ),
+    )
     c.mesh = dict(data=-1)
     c.precision = dict(param_dtype="float32", compute_dtype="float32", frozen_dtype="float32")
-    c.remat, c.scan = False, True
+    c.remat, c.scan = False, False
     c.max_skipped, c.keep = 10, 2
     c.wandb = None
     return c
@@ -46,7 +60,7 @@ def get_config(arg=""):
 
 def model(variant):
     """The composition: the two variants differ in projector and fusion alone."""
-    width, heads, head_dim = 128, 4, 32
+    width, heads, head_dim = 128, 2, 64
     m = ConfigDict()
     m.encoders = dict(
         image=dict(
@@ -121,7 +135,7 @@ def data(sources, length, slots):
         length=length,
         pack=True,
         too_long="truncate",
-        template="chatml",
+        template="bare",
         bidirectional_images=False,
         media=dict(slots=slots, size=64, resize="pad", max_pixels=64_000_000),
         sources=sources,

@@ -47,26 +47,92 @@ def train() -> None:
     flags.DEFINE_bool("profile", False, "Write a profiler trace of a few steps to WORKDIR/STAGE/profile")
 
     def run() -> None:
-        from mmjax.training import loop
+        from mmjax.training.loop import Stopped
+        from mmjax.training.stages import train
 
         try:
-            loop.train(_raw_config(), FLAGS.workdir, only=FLAGS.stage, profile=FLAGS.profile)
-        except loop.Stopped as stopped:
+            train(_raw_config(), FLAGS.workdir, only=FLAGS.stage, profile=FLAGS.profile)
+        except Stopped as stopped:
             print(f"{stopped} The same command goes on from there.", file=sys.stderr)
 
     _start(run)
 
 
-COMMANDS: dict[str, Callable[[], None]] = {"prepare": prepare, "train": train}
+def evaluate() -> None:
+    """Runs the config's benchmarks on what a workdir has trained; writes eval.json and report.html there."""
+    _workdir_flag()
+
+    def run() -> None:
+        from mmjax.evaluation.run import evaluate, table
+
+        results = evaluate(FLAGS.workdir)
+        print(f"\n{table(results)}\n\nReport: {results['report']}")
+
+    _start(run)
+
+
+def generate() -> None:
+    """Answers a prompt, perhaps about pictures, with what a workdir has trained."""
+    _workdir_flag()
+    flags.DEFINE_string("prompt", None, "The question; <image> may mark where a picture stands")
+    flags.mark_flag_as_required("prompt")
+    flags.DEFINE_multi_string("image", [], "Path of a picture; may be given several times")
+    flags.DEFINE_string("stage", None, "Use this stage's model instead of the last one's")
+    flags.DEFINE_integer("max_new", 64, "Most tokens of the answer", lower_bound=1)
+    flags.DEFINE_float("temperature", 0.0, "0 for the likeliest answer, more for variety", lower_bound=0.0)
+    flags.DEFINE_integer("top_k", 0, "Draw from the k likeliest tokens alone; 0: from all", lower_bound=0)
+    flags.DEFINE_float("top_p", 1.0, "Draw from the likeliest tokens that make up this probability")
+    flags.DEFINE_integer("beams", 1, "Beam search of this width instead of sampling", lower_bound=1)
+    flags.DEFINE_multi_string("stop", [], "String before which the answer ends; may be given several times")
+    flags.DEFINE_integer("seed", 0, "Of the randomness")
+
+    def run() -> None:
+        from mmjax.inference.chat import Sampling
+        from mmjax.inference.load import load
+
+        names = ("max_new", "temperature", "top_k", "top_p", "beams", "seed")
+        sampling = Sampling(**{name: FLAGS[name].value for name in names}, stop=tuple(FLAGS.stop))
+        print(load(FLAGS.workdir, FLAGS.stage)(FLAGS.prompt, images=FLAGS.image, sampling=sampling))
+
+    _start(run)
+
+
+def chat() -> None:
+    """Talks in the terminal with what a workdir has trained; pictures are attached by their path."""
+    _workdir_flag()
+    flags.DEFINE_string("stage", None, "Use this stage's model instead of the last one's")
+
+    def run() -> None:
+        from mmjax.inference.load import load
+        from mmjax.inference.terminal import chat_loop
+
+        chat_loop(load(FLAGS.workdir, FLAGS.stage))
+
+    _start(run)
+
+
+COMMANDS: dict[str, Callable[[], None]] = {
+    "prepare": prepare,
+    "train": train,
+    "evaluate": evaluate,
+    "generate": generate,
+    "chat": chat,
+}
+
+# What a user can mend: its message says how, so no traceback stands in front of it.
+MENDABLE = (ValueError, FileNotFoundError, ModuleNotFoundError, RuntimeError)
 
 
 def _start(run: Callable[[], None]) -> None:
     def guarded(argv: list[str]) -> None:
         if len(argv) > 1:
             raise app.UsageError(f"Unexpected arguments {argv[1:]}; every option begins with --.")
-        run()
+        try:
+            run()
+        except MENDABLE as error:
+            logging.debug("%s", error, exc_info=True)
+            sys.exit(f"mmjax: {error}\n(--verbosity=1 shows where.)")
 
-    logging.set_verbosity(logging.INFO)
     app.run(guarded)
 
 

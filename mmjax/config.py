@@ -15,7 +15,6 @@ import jax.numpy as jnp
 
 from mmjax.build import suggest
 from mmjax.model import MultimodalLM, make_model
-from mmjax.types import Media
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,11 +123,3 @@ def build_model(config: Config, vocab: int) -> MultimodalLM:
         remat=config.remat,
         scan=config.scan,
     )
-
-
-def example_media(model: MultimodalLM) -> dict[str, Media]:
-    """Shapes of one empty slot of each modality, enough to initialise a model."""
-    return {
-        name: Media(jnp.zeros((1, 1, *encoder.medium_shape()), jnp.uint8), None, None, None)
-        for name, encoder in model.encoders.items()
-    }

@@ -8,6 +8,7 @@ from pathlib import Path
 from absl import logging
 
 from mmjax.config import Config
+from mmjax.data import corpora
 from mmjax.data import prepare as data
 from mmjax.data.tokenizer import train_sentencepiece
 
@@ -17,6 +18,8 @@ def prepare(config: Config) -> None:
     specs = [s for stage in config.stages for s in (stage.data, (stage.valid or {}).get("data")) if s]
     for spec in specs:
         data.prepare(spec, config.data_dir)
+    for benchmark in (config.evaluation or {}).values():
+        corpora.prepare([value for value in benchmark.values() if isinstance(value, str)], config.data_dir)
     spec = config.tokenizer
     if "train" in spec and not Path(spec["path"]).exists():
         texts = itertools.chain.from_iterable(data.texts(s, config.data_dir) for s in specs)

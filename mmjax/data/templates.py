@@ -36,6 +36,8 @@ class Template:
 TEMPLATES = {
     # LLaVA's pre-training: picture, caption, newline (llava/train/train.py, preprocess_plain).
     "plain": Template(start="{bos}", reply_close="\n", prompt_text=False),
+    # Hardly anything between the turns, for small models from scratch.
+    "bare": Template(start="{bos}", user_close="\n", reply_close="{eos}"),
     # LLaVA-1.5 (llava/conversation.py, conv_vicuna_v1): the space before a reply is part of its first token.
     "vicuna_v1": Template(
         start="{bos}",

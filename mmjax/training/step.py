@@ -67,23 +67,27 @@ def make_step(
     objectives, measure = find_losses(losses), make_evaluation(model, losses)
 
     def gradients(state: TrainState, batch: Batch) -> tuple[Any, Sums]:
+        def loss(params, part, weights):
+            sums = measure(tree.merge(state.frozen, params), part)
+            means = {n: s / jnp.maximum((weights or sums)[n][1], 1e-8) for n, (s, _) in sums.items()}
+            return sum(weight * means[name] for name, (_, weight) in objectives.items()), sums
+
+        gradient = jax.grad(loss, has_aux=True)
+        if accumulate == 1:
+            return gradient(state.params, batch, None)
         parts = jax.tree.map(lambda x: _split(x, accumulate), batch)
         # A loss is a mean over the whole batch, so its denominator must be known before the first part's
         # gradient. Weights depend on the batch alone: the compiler drops the forward pass from this line.
         weights = jax.lax.map(
-            lambda part: {n: w for n, (_, w) in measure(state.all_params(), part).items()}, parts
+            lambda part: {n: (0.0, w) for n, (_, w) in measure(state.all_params(), part).items()}, parts
         )
-        total = {name: jnp.maximum(weight.sum(), 1e-8) for name, weight in weights.items()}
-
-        def loss(params, part):
-            sums = measure(tree.merge(state.frozen, params), part)
-            return sum(w * sums[n][0] / total[n] for n, (_, w) in objectives.items()), sums
+        weights = jax.tree.map(lambda w: w.sum(0), weights)
 
         def add_part(carry, part):
-            return jax.tree.map(jnp.add, carry, jax.grad(loss, has_aux=True)(state.params, part)), None
+            return jax.tree.map(jnp.add, carry, gradient(state.params, part, weights)), None
 
         first = jax.tree.map(lambda x: x[0], parts)
-        zeros = jax.eval_shape(jax.grad(loss, has_aux=True), state.params, first)
+        zeros = jax.eval_shape(gradient, state.params, first, weights)
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), zeros)
         return jax.lax.scan(add_part, zeros, parts)[0]
 

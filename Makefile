@@ -1,0 +1,40 @@
+# Two commands: `make demo` trains and evaluates a multimodal LLM, `make test` runs the tests.
+PYTHON ?= python3
+VENV ?= .venv
+VARIANT ?= projector
+RUN = runs/quickstart-$(VARIANT)
+CONFIG = configs/quickstart.py:variant=$(VARIANT)
+BIN = $(VENV)/bin
+
+.PHONY: setup demo test test-all lint format clean
+
+setup: $(VENV)/installed
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mmjax wants Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/mmjax prepare --config $(CONFIG)
+	$(BIN)/mmjax train --config $(CONFIG) --workdir $(RUN)
+	$(BIN)/mmjax evaluate --workdir $(RUN)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: lint
+	$(BIN)/python -m pytest -n 2 -m 'not slow'
+
+test-all: lint
+	$(BIN)/python -m pytest -n 2
+
+clean:
+	rm -rf $(VENV) data runs

@@ -1,0 +1,72 @@
+"""`mmjax evaluate`: runs a config's benchmarks on what its workdir has trained, and writes the results down."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmjax.build import resolve
+from mmjax.evaluation.report import write_report
+from mmjax.inference.load import load
+from mmjax.workdir import load_config
+
+
+def evaluate(workdir: str | Path) -> dict[str, Any]:
+    """Runs every benchmark of the config's `evaluation` section: name -> dict(type=function, stage=, **options).
+
+    A benchmark is a function of (assistant, data_dir=, **options) that returns a dict of figures, perhaps with
+    `examples` for the report. Writes `eval.json` (the figures) and `report.html`.
+
+    Raises:
+      ValueError: the config has no benchmarks.
+    """
+    workdir, begun = Path(workdir), time.perf_counter()
+    config = load_config(workdir)
+    if not config.evaluation:
+        raise ValueError(f"{workdir}: its config has no `evaluation` section, nothing to run.")
+    results: dict[str, Any] = {}
+    for name, spec in config.evaluation.items():
+        options = {key: value for key, value in spec.items() if key not in ("type", "stage")}
+        benchmark = resolve(spec["type"], f"evaluation.{name}.type")
+        results[name] = benchmark(load(workdir, spec.get("stage")), data_dir=config.data_dir, **options)
+    results["seconds"] = {"train": training_seconds(workdir), "evaluate": time.perf_counter() - begun}
+    figures = {name: {k: v for k, v in r.items() if k != "examples"} for name, r in results.items()}
+    (workdir / "eval.json").write_text(json.dumps(figures, indent=1) + "\n")
+    raw = json.loads((workdir / "config.json").read_text())
+    results["report"] = str(write_report(workdir, workdir.name, raw, results))
+    return results
+
+
+def training_seconds(workdir: Path) -> float:
+    """Seconds spent in the stages' steps so far, saves and stops aside from compiling included."""
+    total = 0.0
+    for file in workdir.glob("*/metrics.jsonl"):
+        lines = file.read_text().splitlines()
+        if lines:
+            total += json.loads(lines[-1]).get("seconds", 0.0)
+    return total
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """The figures as text, for the terminal."""
+    lines = []
+    for name, result in results.items():
+        if "kinds" in result:
+            lines.append(f"{name:24}{'model':>9}{'question only':>15}{'shuffled':>10}{'questions':>11}")
+            rows = {**result["kinds"], "all": result}
+            lines += [
+                f"  {kind:22}{row['accuracy']:>9.1%}{row['question_only']:>15.1%}{row['shuffled']:>10.1%}"
+                f"{row['count']:>11,}"
+                for kind, row in rows.items()
+            ]
+        elif isinstance(result, Mapping):
+            figures = {k: v for k, v in result.items() if isinstance(v, int | float)}
+            lines.append(f"{name:24}" + ", ".join(f"{k} {_number(v)}" for k, v in figures.items()))
+    return "\n".join(lines)
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.1f}" if value > 1 else f"{value:.1%}"

@@ -1,0 +1,270 @@
+"""An assistant: questions and pictures in, answers out.
+
+assistant("What colour is it?", image="a.png")
+assistant.generate([Sample("1", (Turn("user", "<image>\nWhat is this?"),), ("a.png",)), ...])
+conversation = assistant.chat()
+conversation.say("What is this?", image="a.png")
+conversation.say("And what colour is it?", sampling=Sampling(temperature=0.7))
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmjax.data.chat import Chat, Encoded
+from mmjax.data.image import ImageOptions
+from mmjax.inference import sample
+from mmjax.inference.beam import beam
+from mmjax.inference.program import bucket
+from mmjax.inference.prompts import Picture, ask, check, collate, load_pixels, mark
+from mmjax.inference.score import log_likelihood
+from mmjax.inference.text import TextStream, answer
+from mmjax.model import MultimodalLM
+from mmjax.types import Batch, Sample, Turn
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How answers are decoded; temperature, top_k and top_p as for `sample.generate`.
+
+    max_new: most tokens of an answer. seed: of the randomness; the same seed, the same answers.
+    stop: strings before which an answer ends, besides the template's own end.
+    beams, length_penalty: beams > 1 searches instead of drawing (inference/beam.py).
+    """
+
+    max_new: int = 128
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    beams: int = 1
+    length_penalty: float = 1.0
+
+
+class Assistant:
+    """A trained model with what it takes to talk to it. `sampling` serves calls that bring none of their own."""
+
+    def __init__(
+        self,
+        model: MultimodalLM,
+        params: Mapping[str, Any],
+        chat: Chat,
+        options: ImageOptions,
+        *,
+        length: int,
+        batch: int,
+        sampling: Sampling | None = None,
+    ):
+        """
+        Args:
+          chat: how conversations are written down; must be that of the training.
+          options: how pictures are prepared; likewise.
+          length: most tokens of a conversation with its answer; the model has seen no longer ones.
+          batch: most prompts that are answered at once.
+        """
+        self.model, self.params = model, jax.tree.map(jnp.asarray, params)
+        self.encoder, self.options = chat, options
+        self.length, self.batch = length, batch
+        self.sampling = sampling or Sampling()
+
+    def __call__(
+        self,
+        text: str,
+        image: Picture | None = None,
+        images: Sequence[Picture] = (),
+        sampling: Sampling | None = None,
+    ) -> str:
+        """The answer to one question.
+
+        Args:
+          text: may mark the pictures' places by `<image>`; those without a mark stand in front.
+          image, images: paths, encoded bytes, uint8 arrays [H, W, 3] or PIL images.
+          sampling: how to decode; the assistant's own if not given.
+
+        Raises:
+          ImageError, ValueError: as for `generate`.
+        """
+        return self.generate([ask(text, _all(image, images))], sampling)[0]
+
+    def generate(self, prompts: Sequence[Sample], sampling: Sampling | None = None) -> list[str]:
+        """The answers to many prompts, each a conversation that ends with the user's turn.
+
+        An answer does not depend on the other prompts; drawn ones depend on the prompt's place in the list.
+
+        Raises:
+          ImageError: a picture that cannot be used, and why.
+          ValueError: marks and pictures disagree, a wrong role or turn, a prompt too long; names the prompt's id.
+        """
+        sampling = sampling or self.sampling
+        encoded = [self._encode(prompt, sampling.max_new) for prompt in prompts]
+        answers = [""] * len(prompts)
+        for chosen, rows in self._groups(encoded):
+            batch = self._collate([encoded[i] for i in chosen], [prompts[i] for i in chosen], rows)
+            tokens, lengths = self._decode(batch, [*chosen, *[0] * (rows - len(chosen))], sampling)
+            for row, i in enumerate(chosen):
+                ids = tokens[row, : lengths[row]].tolist()
+                answers[i] = answer(self.encoder.tokenizer.decode, ids, self._stops(sampling))
+        return answers
+
+    def stream(self, prompt: Sample, sampling: Sampling | None = None, *, turn: int = 0) -> Iterator[str]:
+        """The answer of `generate([prompt])` piece by piece. turn: row id of the randomness. Raises as it does."""
+        sampling = sampling or self.sampling
+        encoded = self._encode(prompt, sampling.max_new)
+        batch = self._collate([encoded], [prompt], rows=1)
+        text = TextStream(self.encoder.tokenizer.decode, self._stops(sampling))
+        steps = sample.stream(self.model, self.params, batch, self._rule(sampling, [turn]), sampling.max_new)
+        for token, done in steps:
+            piece = "" if done[0] else text.push(int(token[0]))
+            if piece:
+                yield piece
+            if text.stopped:
+                return
+        if rest := text.finish():
+            yield rest
+
+    def score(self, prompt: Sample, candidates: Sequence[str]) -> np.ndarray:
+        """log p(candidate | prompt) of each candidate reply, with the end of the reply; float32 [candidates].
+
+        Raises:
+          ImageError, ValueError: as for `generate`; an empty candidate.
+        """
+        check(prompt)
+        replies = [
+            dataclasses.replace(prompt, turns=(*prompt.turns, Turn("assistant", text))) for text in candidates
+        ]
+        encoded = [self.encoder.encode(reply) for reply in replies]
+        for one in encoded:
+            self._check_length(prompt, len(one))
+        # Only the last reply is judged: earlier ones belong to the prompt.
+        opening = len(self.encoder.encode_prompt(prompt.turns))
+        encoded = [
+            dataclasses.replace(one, loss_weight=np.where(np.arange(len(one)) < opening, 0, one.loss_weight))
+            for one in encoded
+        ]
+        scores = np.zeros(len(candidates), np.float32)
+        for chosen, rows in self._groups(encoded):
+            batch = self._collate([encoded[i] for i in chosen], [replies[i] for i in chosen], rows)
+            scores[chosen] = log_likelihood(self.model, self.params, batch)[: len(chosen)]
+        return scores
+
+    def chat(self, system: str = "") -> Conversation:
+        """A conversation that remembers its turns and pictures."""
+        return Conversation(self, system)
+
+    def pixels(self, picture: Picture, name: str = "picture") -> np.ndarray:
+        """A picture as the model sees it, uint8 [size, size, 3]. Raises ImageError, with its path or `name`."""
+        return load_pixels(picture, self.options, name)
+
+    def _encode(self, prompt: Sample, max_new: int) -> Encoded:
+        check(prompt)
+        encoded = self.encoder.encode_prompt(prompt.turns)
+        self._check_length(prompt, len(encoded) + max_new, f"of them {max_new} for the answer; ")
+        return encoded
+
+    def _decode(self, batch: Batch, rows: Sequence[int], sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens [B, max_new] and their numbers [B]. rows: ids that the randomness of each row hangs on, the
+        prompts' places in their list: an answer is the same however the list is cut into batches."""
+        if sampling.beams > 1:
+            settings = dict(beams=sampling.beams, max_new=sampling.max_new, stop=self.encoder.stop_ids, pad=0)
+            found = beam(self.model, self.params, batch, **settings, length_penalty=sampling.length_penalty)
+            return np.asarray(found.tokens[:, 0]), np.asarray(found.lengths[:, 0])
+        rule = self._rule(sampling, rows)
+        return tuple(map(np.asarray, sample.run(self.model, self.params, batch, rule, sampling.max_new)))
+
+    def _check_length(self, prompt: Sample, tokens: int, note: str = "") -> None:
+        if tokens > self.length:
+            raise ValueError(
+                f"{prompt.id}: wants {tokens} tokens, {note}the model's window has {self.length}. Shorten it."
+            )
+
+    def _groups(self, encoded: Sequence[Encoded]) -> Iterator[tuple[list[int], int]]:
+        """(which prompts, rows of their batch): prompts of like length and pictures together."""
+        order = sorted(range(len(encoded)), key=lambda i: (encoded[i].media_count, len(encoded[i])))
+        # The last batch of many is filled up with empty rows: the program for a full one exists already.
+        rows = self.batch if len(order) > self.batch else min(self.batch, bucket(len(order), smallest=1))
+        for begin in range(0, len(order), self.batch):
+            yield order[begin : begin + self.batch], rows
+
+    def _collate(self, encoded: Sequence[Encoded], prompts: Sequence[Sample], rows: int):
+        pictures = [
+            [self.pixels(picture, f"{prompt.id}, picture {k}:") for k, picture in enumerate(prompt.images, 1)]
+            for prompt in prompts
+        ]
+        return collate(encoded, pictures, rows, self.options.size)
+
+    def _rule(self, sampling: Sampling, rows: Sequence[int]) -> sample.Rule:
+        return sample.make_rule(
+            len(rows),
+            jax.random.key(sampling.seed),
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+            stop=(*self.encoder.stop_ids, *self._stop_tokens(sampling)),
+            pad=0,
+            rows=rows,
+        )
+
+    def _stop_tokens(self, sampling: Sampling) -> list[int]:
+        """Stop strings that are a token of their own: the loop ends at it, instead of the text being cut later."""
+        encoded = [self.encoder.tokenizer.encode(stop, False)[0] for stop in self._stops(sampling) if stop]
+        return [ids[0] for ids in encoded if len(ids) == 1]
+
+    def _stops(self, sampling: Sampling) -> tuple[str, ...]:
+        return (*self.encoder.stop_strings, *sampling.stop)
+
+
+class Conversation:
+    """Turns and pictures so far. A question that fails or gets no answer leaves no trace; an
+    answer cut short stays as it is."""
+
+    def __init__(self, assistant: Assistant, system: str = ""):
+        self.assistant, self.system = assistant, system
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets all but the system turn."""
+        self.turns: list[Turn] = [Turn("system", self.system)] if self.system else []
+        self.images: list[np.ndarray] = []
+
+    def say(
+        self,
+        text: str,
+        image: Picture | None = None,
+        images: Sequence[Picture] = (),
+        sampling: Sampling | None = None,
+    ) -> str:
+        """The answer to the next question; arguments and errors as for calling the assistant."""
+        return "".join(self.stream(text, image, images, sampling))
+
+    def stream(
+        self,
+        text: str,
+        image: Picture | None = None,
+        images: Sequence[Picture] = (),
+        sampling: Sampling | None = None,
+    ) -> Iterator[str]:
+        """The answer piece by piece. Leaving it early, or interrupting it, keeps what has been said so far."""
+        # Loaded now: later turns show the same picture, whatever becomes of its file.
+        new = [self.assistant.pixels(picture) for picture in _all(image, images)]
+        question = Turn("user", mark(text, len(new)))
+        prompt = Sample("conversation", (*self.turns, question), (*self.images, *new))
+        said = ""
+        try:
+            for piece in self.assistant.stream(prompt, sampling, turn=len(self.turns)):
+                said += piece
+                yield piece
+        finally:
+            if said:
+                self.turns += [question, Turn("assistant", said)]
+                self.images += new
+
+
+def _all(image: Picture | None, images: Sequence[Picture]) -> list[Picture]:
+    return [*([] if image is None else [image]), *images]

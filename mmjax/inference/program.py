@@ -1,0 +1,56 @@
+"""Few compiled programs for many calls: shapes come in buckets."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmjax.types import Batch, Media
+
+SMALLEST = 16
+
+
+def bucket(size: int, smallest: int = SMALLEST) -> int:
+    """The next of smallest * (1, 1.5, 2, 3, 4, 6, 8, ...) that holds `size`: at most half as much again."""
+    step = smallest
+    while step < size:
+        if step + step // 2 >= size:
+            return step + step // 2
+        step *= 2
+    return step
+
+
+def pad_tokens(batch: Batch, length: int) -> Batch:
+    """The batch with its rows padded on the right, [B, T] -> [B, length]; no computation if T is `length`.
+
+    Raises:
+      ValueError: T is larger than `length`.
+    """
+    extra = length - batch.tokens.shape[1]
+    if extra == 0:
+        return batch
+    if extra < 0:
+        raise ValueError(f"prompts of {batch.tokens.shape[1]} tokens do not fit into {length}.")
+
+    def pad(x, value):
+        # A host's batch stays on the host: padding on the device would compile once for every length.
+        module = np if isinstance(x, np.ndarray) else jnp
+        return module.pad(x, ((0, 0), (0, extra)), constant_values=value)
+
+    return Batch(
+        tokens=pad(batch.tokens, 0),
+        segments=pad(batch.segments, 0),
+        positions=pad(batch.positions, 0),
+        causal=pad(batch.causal, 1),
+        loss_weight=pad(batch.loss_weight, 0),
+        media={
+            name: Media(m.values, m.valid, pad(m.slot, -1), pad(m.visible, -1)) for name, m in batch.media.items()
+        },
+    )
+
+
+def last_hidden(hidden: jax.Array, segments: jax.Array) -> jax.Array:
+    """hidden [B, T, D] of rows padded on the right -> [B, D], each row's at its last token."""
+    last = jnp.maximum((segments > 0).sum(1) - 1, 0)
+    return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]

@@ -1,0 +1,234 @@
+"""Runs the stages of a config, one after the other, in one workdir; and goes on where a stopped run stood."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+
+from mmjax import tree
+from mmjax.config import Config, Stage, build_model, read_config
+from mmjax.data.pipeline import Dataset, make_dataset
+from mmjax.data.tokenizer import Tokenizer
+from mmjax.model import MultimodalLM
+from mmjax.nn.linear import add_lora
+from mmjax.sharding import make_mesh, shard_tree
+from mmjax.training.checkpoint import Checkpoints
+from mmjax.training.loop import Loop
+from mmjax.training.metrics import Metrics, Progress
+from mmjax.training.optimizer import make_optimizer
+from mmjax.training.state import TrainState, make_state
+from mmjax.training.step import make_evaluation, make_step
+from mmjax.workdir import keep_tokenizer, save_config
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What all stages of a run share."""
+
+    config: Config
+    raw: Mapping[str, Any]
+    workdir: Path
+    model: MultimodalLM
+    tokenizer: Tokenizer
+    mesh: jax.sharding.Mesh
+
+    def checkpoints(self, stage: Stage) -> Checkpoints:
+        return Checkpoints(self.workdir / stage.name / "checkpoints", keep=self.config.keep)
+
+    def data(self, spec: Mapping[str, Any], rows: int | None) -> Dataset:
+        spans = self.model.tokens_per_medium()
+        splice = self.model.fusion == "splice"
+        return make_dataset(
+            spec,
+            self.tokenizer,
+            span=spans["image"] if splice else 1,
+            splice=splice,
+            rows=rows,
+            seed=self.config.seed,
+            data_dir=self.config.data_dir,
+            quarantine=self.workdir / "quarantine.jsonl",
+        )
+
+
+def train(raw: Mapping[str, Any], workdir: str | Path, *, only: str | None = None, profile: bool = False) -> None:
+    """Trains all stages of a config that are not done yet, or the stage named `only`.
+
+    The same call on the same workdir resumes; on the same devices and mesh, bit-equal with a run that was never
+    stopped. SIGTERM saves, then raises Stopped.
+
+    Args:
+      raw: the resolved config as a dict.
+      profile: write a profiler trace of a few steps to `workdir/STAGE/profile`.
+    """
+    config, workdir = read_config(raw), Path(workdir)
+    save_config(raw, workdir)
+    tokenizer = keep_tokenizer(config.tokenizer, workdir)
+    mesh = make_mesh(config.mesh)
+    run = Run(config, raw, workdir, build_model(config, tokenizer.vocab_size), tokenizer, mesh)
+    chosen = [config.stage(only)] if only else config.stages
+    with jax.set_mesh(mesh), _sigterm() as stop:
+        for stage in chosen:
+            with run.checkpoints(stage) as checkpoints:
+                if checkpoints.latest() != stage.steps:
+                    _train_stage(run, stage, checkpoints, stop, profile)
+
+
+def _train_stage(run: Run, stage: Stage, checkpoints: Checkpoints, stop: threading.Event, profile: bool) -> None:
+    config, begun = run.config, time.perf_counter()
+    _check_batch(stage, run.mesh)
+    data = run.data(stage.data, stage.steps * stage.batch)
+    valid = run.data(stage.valid["data"], None) if stage.valid else None
+    shapes = parameter_shapes(run.config, run.model, stage)
+    trainable, _ = tree.partition(shapes, tree.select(stage.trainable, shapes, f"{stage.name}.trainable"))
+    optimizer, schedule = make_optimizer(stage.optimizer, stage.steps, trainable)
+    _announce(stage, shapes, trainable, data)
+
+    def begin(params: Any) -> TrainState:
+        dtype, key = jnp.dtype(config.precision.frozen_dtype), jax.random.key(config.seed)
+        return make_state(params, stage.trainable, optimizer, key, frozen_dtype=dtype, ema=stage.ema > 0)
+
+    abstract = jax.eval_shape(begin, shapes)
+    shardings = shard_tree(abstract, run.mesh)
+    abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
+    if checkpoints.latest() is None:
+        params = _starting_parameters(run, stage, shapes)
+        state, position, seconds = jax.jit(begin, out_shardings=shardings, donate_argnums=0)(params), 0, 0.0
+    else:
+        state, position, seconds = _resume(checkpoints, abstract, data)
+    step = make_step(run.model, stage.losses, optimizer, accumulate=stage.accumulate, ema=stage.ema)
+    directory = run.workdir / stage.name
+    with (
+        Metrics(directory, position, config.wandb) as metrics,
+        Progress(stage.name, stage.steps, position) as progress,
+    ):
+        loop = Loop(
+            stage=stage,
+            config=json.dumps(run.raw),
+            max_skipped=config.max_skipped,
+            mesh=run.mesh,
+            data=data,
+            valid=valid,
+            step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
+            measure=jax.jit(make_evaluation(run.model, stage.losses)),
+            schedule=schedule,
+            checkpoints=checkpoints,
+            metrics=metrics,
+            progress=progress,
+            clock=begun - seconds,
+        )
+        loop.run(state, position, stop, directory / "profile" if profile else None)
+
+
+def _resume(checkpoints: Checkpoints, abstract: TrainState, data: Dataset) -> tuple[TrainState, int, float]:
+    restored = checkpoints.restore(
+        {
+            "params": {"trainable": abstract.params, "frozen": abstract.frozen, "ema": abstract.ema},
+            "optimizer": abstract.optimizer,
+            "rest": {"step": abstract.step, "skipped": abstract.skipped, "rng": abstract.rng},
+        }
+    )
+    if restored.data["fingerprint"] != data.fingerprint:
+        raise ValueError(
+            "The data is not what this stage was trained on so far (other records, lengths, weights or seed): "
+            "restore it, or begin in another --workdir."
+        )
+    params, rest = restored.state["params"], restored.state["rest"]
+    state = TrainState(
+        params=params["trainable"],
+        frozen=params["frozen"],
+        ema=params["ema"],
+        optimizer=restored.state["optimizer"],
+        **rest,
+    )
+    return state, restored.step, restored.data["seconds"]
+
+
+def parameter_shapes(config: Config, model: MultimodalLM, stage: Stage) -> dict[str, Any]:
+    """Shapes of all parameters in a stage, the adapters of this and earlier stages included."""
+    return jax.eval_shape(lambda: _initialise(config, model, stage))
+
+
+def _initialise(config: Config, model: MultimodalLM, stage: Stage) -> dict[str, Any]:
+    params = model.init(jax.random.key(config.seed))
+    for index, each in enumerate(config.stages[: config.stages.index(stage) + 1]):
+        params = add_lora(params, each.lora, jax.random.fold_in(jax.random.key(config.seed), index))
+    return params
+
+
+def _starting_parameters(run: Run, stage: Stage, shapes: tree.Tree) -> dict[str, Any]:
+    """From scratch for the first stage, else what the stage before ended with."""
+    shardings = shard_tree(shapes, run.mesh)
+    fresh = jax.jit(lambda: _initialise(run.config, run.model, stage), out_shardings=shardings)
+    index = run.config.stages.index(stage)
+    if index == 0:
+        return fresh()
+    before = run.config.stages[index - 1]
+    with run.checkpoints(before) as checkpoints:
+        if checkpoints.latest() != before.steps:
+            raise ValueError(
+                f"Stage {stage.name!r} starts from {before.name!r}, not done in {run.workdir}; train that first."
+            )
+        params = trained_parameters(checkpoints)
+    if stage.lora:  # adapters that this stage adds are not in the checkpoint
+        params = tree.merge(fresh(), params)
+    if trouble := tree.explain_mismatch(shapes, params):
+        raise ValueError(f"Stage {stage.name!r} cannot start from {before.name!r}:\n{trouble}")
+    return jax.tree.map(
+        lambda p, shape, place: jax.device_put(p.astype(shape.dtype), place), params, shapes, shardings
+    )
+
+
+def trained_parameters(checkpoints: Checkpoints) -> dict[str, Any]:
+    """The whole model's parameters at the newest step: averaged where the stage kept a running mean."""
+    saved = checkpoints.restore_params()
+    return tree.merge(saved.get("frozen") or {}, saved["trainable"], saved.get("ema") or {})
+
+
+def _check_batch(stage: Stage, mesh: jax.sharding.Mesh) -> None:
+    devices = mesh.shape["data"] * mesh.shape["fsdp"]
+    if stage.batch % (devices * stage.accumulate):
+        raise ValueError(
+            f"{stage.name}.batch: {stage.batch} rows cannot be split over data x fsdp = {devices} devices "
+            f"in {stage.accumulate} parts."
+        )
+
+
+def _announce(stage: Stage, shapes: tree.Tree, trainable: tree.Tree, data: Dataset) -> None:
+    total, trained = tree.count(shapes), tree.count(trainable)
+    logging.info(
+        "Stage %s: %d steps of %d rows; %s of %s parameters trained (%.2f %%); rows %.0f %% full.",
+        *(
+            stage.name,
+            stage.steps,
+            stage.batch,
+            f"{trained:,}",
+            f"{total:,}",
+            100 * trained / total,
+            100 * data.fill,
+        ),
+    )
+
+
+@contextlib.contextmanager
+def _sigterm() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets, instead of ending the process in the midst of a step."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGTERM, before)

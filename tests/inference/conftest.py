@@ -1,0 +1,7 @@
+import pytest
+from tiny import tiny_model
+
+
+@pytest.fixture(scope="session")
+def splice():
+    return tiny_model("splice")
