@@ -89,8 +89,9 @@ class Conversations:
         id = f"{where}:{record['id']}" if "id" in record else where
         try:
             turns = tuple(_turn(turn) for turn in _list_of(record, "conversations", dict))
-            names = record.get("image") or []
-            names = [names] if isinstance(names, str) else _list_of(record, "image", str)
+            if isinstance(record.setdefault("image", []), str):
+                record["image"] = [record["image"]]
+            names = _list_of(record, "image", str)
             return Sample(id=id, turns=turns, images=tuple(confine(self.root, name) for name in names))
         except ValueError as error:
             raise BadRecord(id, str(error), _shown(record)) from error

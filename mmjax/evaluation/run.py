@@ -8,10 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmjax import tree
 from mmjax.build import resolve
+from mmjax.config import Config, build_model
 from mmjax.evaluation.report import write_report
 from mmjax.inference.load import load
-from mmjax.workdir import load_config
+from mmjax.training.stages import parameter_shapes
+from mmjax.workdir import keep_tokenizer, load_config
 
 
 def evaluate(workdir: str | Path) -> dict[str, Any]:
@@ -32,12 +35,23 @@ def evaluate(workdir: str | Path) -> dict[str, Any]:
         options = {key: value for key, value in spec.items() if key not in ("type", "stage")}
         benchmark = resolve(spec["type"], f"evaluation.{name}.type")
         results[name] = benchmark(load(workdir, spec.get("stage")), data_dir=config.data_dir, **options)
+    results["parameters"] = _parameters(config, keep_tokenizer(config.tokenizer, workdir).vocab_size)
     results["seconds"] = {"train": training_seconds(workdir), "evaluate": time.perf_counter() - begun}
     figures = {name: {k: v for k, v in r.items() if k != "examples"} for name, r in results.items()}
     (workdir / "eval.json").write_text(json.dumps(figures, indent=1) + "\n")
     raw = json.loads((workdir / "config.json").read_text())
     results["report"] = str(write_report(workdir, workdir.name, raw, results))
     return results
+
+
+def _parameters(config: Config, vocab: int) -> dict[str, Any]:
+    """Counts: of the whole model in its last stage, and of what each stage trains."""
+    model, trained, total = build_model(config, vocab), {}, 0
+    for stage in config.stages:
+        shapes = parameter_shapes(config, model, stage)
+        part, _ = tree.partition(shapes, tree.select(stage.trainable, shapes, f"{stage.name}.trainable"))
+        trained[stage.name], total = tree.count(part), tree.count(shapes)
+    return {"total": total, "trained": trained}
 
 
 def training_seconds(workdir: Path) -> float:
