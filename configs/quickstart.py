@@ -29,12 +29,12 @@ def get_config(arg=""):
     c.model = model(arg["variant"])
     c.stages = ["pretrain", "sft"]
     captions = dict(
-        openmoji=source("corpus:openmoji/64px/train", 0.5, template="plain"),
-        easy_vqa=source("corpus:easy_vqa/captions/train", 0.5, template="plain"),
+        openmoji=source("corpus:openmoji/64px/train", 0.2, template="plain"),
+        easy_vqa=source("corpus:easy_vqa/captions/train", 0.8, template="plain"),
     )
     questions = dict(main=source("corpus:easy_vqa/conversations/train", 1.0, augment="dihedral"))
-    c.pretrain = stage(data=data(captions, length=128, slots=5), batch=16, steps=300, lr=2e-3)
-    c.sft = stage(data=data(questions, length=256, slots=2), batch=16, steps=1200, lr=2e-3)
+    c.pretrain = stage(data=data(captions, length=128, slots=12), batch=8, steps=250, lr=1e-3)
+    c.sft = stage(data=data(questions, length=256, slots=3), batch=16, steps=800, lr=1e-3)
     c.evaluation = dict(
         easy_vqa=dict(
             type="evaluation.benchmarks.easy_vqa.evaluate",
@@ -66,12 +66,12 @@ def model(variant):
         image=dict(
             type="encoders.vit.ViT",
             variant="vit",
-            stem="conv",
+            stem="patch",
             position="learned",
             size=64,
             patch=8,
             width=width,
-            depth=3,
+            depth=2,
             heads=heads,
             kv_heads=heads,
             head_dim=head_dim,
@@ -99,7 +99,7 @@ def model(variant):
                 activation="gelu",
                 bias=True,
                 reduce="pixel_shuffle",
-                factor=2,
+                factor=4,
                 norm="rms",
             )
         )
@@ -108,7 +108,7 @@ def model(variant):
         m.projectors = dict(
             image=dict(
                 type="projectors.resampler.Perceiver",
-                latents=16,
+                latents=8,
                 depth=2,
                 heads=heads,
                 head_dim=head_dim,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import flags, logging
+from ml_collections import ConfigDict, config_flags
+
+from mmjax.build import suggest
 
 FLAGS = flags.FLAGS
 
@@ -120,28 +121,53 @@ COMMANDS: dict[str, Callable[[], None]] = {
 }
 
 # What a user can mend: its message says how, so no traceback stands in front of it.
-MENDABLE = (ValueError, FileNotFoundError, ModuleNotFoundError, RuntimeError)
+MENDABLE = (ValueError, FileNotFoundError, ModuleNotFoundError, RuntimeError, flags.Error)
 
 
 def _start(run: Callable[[], None]) -> None:
-    def guarded(argv: list[str]) -> None:
-        if len(argv) > 1:
-            raise app.UsageError(f"Unexpected arguments {argv[1:]}; every option begins with --.")
-        try:
-            run()
-        except MENDABLE as error:
-            logging.debug("%s", error, exc_info=True)
-            sys.exit(f"mmjax: {error}\n(--verbosity=1 shows where.)")
+    """Parses the flags that a command has defined, then runs it."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(f"{sys.argv[0]}\n{FLAGS.module_help(__name__)}\n{CONFIG_HELP if 'config' in FLAGS else ''}")
+        return
+    logging.use_absl_handler()
+    try:
+        if "config" in FLAGS:
+            _check_overrides(sys.argv)
+        if unknown := FLAGS(sys.argv)[1:]:
+            raise ValueError(f"unexpected arguments {unknown}; every option begins with --.")
+        run()
+    except MENDABLE as error:
+        logging.debug("%s", error, exc_info=True)
+        sys.exit(f"mmjax: {error}\n(--verbosity=1 shows where.)")
 
-    app.run(guarded)
+
+CONFIG_HELP = """  --config.KEY=VALUE: Sets a key of the config: --config.sft.steps=100"""
+
+
+def _check_overrides(argv: list[str]) -> None:
+    """Raises ValueError for a `--config.KEY` that the config does not have, with the nearest one that it has."""
+    overrides = [argument for argument in argv if argument.startswith("--config.")]
+    sys.argv = [argument for argument in argv if argument not in overrides]  # ml_collections reads it there
+    try:
+        FLAGS(sys.argv)
+        config = FLAGS.config
+    finally:
+        sys.argv = argv
+        FLAGS.unparse_flags()
+    for override in overrides:
+        node = config
+        for key in override.partition("=")[0].removeprefix("--config.").partition("[")[0].split("."):
+            if not isinstance(node, ConfigDict):
+                break
+            if key not in node:
+                raise ValueError(f"{override}: the config has no key {key!r} there{suggest(key, node.keys())}")
+            node = node[key]
 
 
 def _usage() -> str:
     lines = [f"  {name:10}{command.__doc__.splitlines()[0]}" for name, command in COMMANDS.items()]
-    return (
-        "usage: mmjax COMMAND --flag=value ...\n\n"
-        + "\n".join(lines)
-        + "\n\n`mmjax COMMAND --help` lists its flags."
+    return "\n".join(
+        ["usage: mmjax COMMAND --flag=value ...\n", *lines, "\n`mmjax COMMAND --help` lists its flags."]
     )
 
 
@@ -152,8 +178,6 @@ def main() -> None:
         print(_usage())
         return
     if name not in COMMANDS:
-        from mmjax.build import suggest
-
         sys.exit(f"mmjax: no command {name!r}{suggest(name, COMMANDS)}\n\n{_usage()}")
-    sys.argv = [f"{Path(sys.argv[0]).name} {name}", *sys.argv[2:]]
+    sys.argv = [f"mmjax {name}", *sys.argv[2:]]
     COMMANDS[name]()

@@ -86,7 +86,7 @@ class Decoder(BlockShape):
 
     # Linen's `setup`, not `compact`: the table and the layers serve several methods.
     def setup(self):
-        init = nn.initializers.normal(0.02)
+        init = nn.initializers.normal(self.width**-0.5)
         self.embedding = self.param("embedding", init, (self.vocab, self.width), self.param_dtype)
         if self.max_positions:
             shape = (self.max_positions, self.width)
@@ -97,7 +97,8 @@ class Decoder(BlockShape):
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """int32 [B, T] -> [B, T, D]."""
-        x = jnp.take(self.embedding, tokens, axis=0).astype(self.dtype)
+        table = constrain(self.embedding, "vocab", None)  # gathered over `fsdp` first; else XLA gathers x instead
+        x = jnp.take(table, tokens, axis=0).astype(self.dtype)
         return constrain(x * jnp.asarray(self.embed_scale, x.dtype), "batch", "seq", "embed")
 
     def logits(self, hidden: jax.Array) -> jax.Array:

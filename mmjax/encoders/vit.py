@@ -90,6 +90,7 @@ class Stem(nn.Module):
         if self.kind == "patch":
             b, h, w, c = x.shape
             p = self.patch
+            x = x[:, : h // p * p, : w // p * p]  # SigLIP: 27 patches of 14 in 384 pixels, 6 left over
             x = x.reshape(b, h // p, p, w // p, p, c).swapaxes(2, 3).reshape(b, h // p, w // p, p * p * c)
         elif self.kind == "conv":
             stages = self.patch.bit_length() - 1

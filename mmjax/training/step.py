@@ -95,7 +95,7 @@ def make_step(
         grads, sums = gradients(state, batch)
         means = {name: s / jnp.maximum(w, 1e-8) for name, (s, w) in sums.items()}
         loss = sum(weight * means[name] for name, (_, weight) in objectives.items())
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
         params = optax.apply_updates(state.params, updates)

@@ -1,0 +1,40 @@
+"""The decoder's variants at published sizes: exact parameter counts, without memory."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from mmjax import tree
+from mmjax.build import build
+
+
+def sizes(vocab, width, depth, heads, kv_heads, head_dim, mlp_width):
+    return locals()
+
+
+DTYPES = dict(dtype=jnp.bfloat16, param_dtype=jnp.float32, remat=False, scan=True)
+# Counts as Hugging Face reports them for the published checkpoints.
+PUBLISHED = {
+    "Llama-2-7B": (6_738_415_616, dict(variant="llama-7b")),
+    "Llama-2-13B": (13_015_864_320, dict(variant="llama-13b")),
+    "TinyLlama-1.1B": (1_100_048_384, dict(variant="llama", **sizes(32_000, 2048, 22, 32, 4, 64, 5632))),
+    "Qwen2-0.5B": (494_032_768, dict(variant="qwen2", tied=True, **sizes(151_936, 896, 24, 14, 2, 64, 4864))),
+    "Qwen3-0.6B": (596_049_920, dict(variant="qwen3", tied=True, **sizes(151_936, 1024, 28, 16, 8, 128, 3072))),
+    "Gemma-2B": (
+        2_506_172_416,
+        dict(variant="gemma", embed_scale=2048**0.5, **sizes(256_000, 2048, 18, 8, 1, 256, 16_384)),
+    ),
+    "Phi-2": (2_779_683_840, dict(variant="phi", **sizes(51_200, 2560, 32, 32, 32, 80, 10_240))),
+    "OPT-125M": (
+        125_239_296,  # with the two rows that Hugging Face's table of positions has more
+        dict(variant="opt", max_positions=2050, **sizes(50_272, 768, 12, 12, 12, 64, 3072)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameter_count(name):
+    count, spec = PUBLISHED[name]
+    decoder = build(dict(type="backbones.decoder.Decoder", xattn=None, **spec), name, **DTYPES)
+    params = jax.eval_shape(lambda: decoder.init(jax.random.key(0), None, method="initialise")["params"])
+    assert tree.count(params) == count

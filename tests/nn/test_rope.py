@@ -1,0 +1,40 @@
+import numpy as np
+import pytest
+
+from mmjax.nn.rope import rotate
+
+X = np.random.default_rng(0).normal(size=(1, 6, 2, 8)).astype(np.float32)
+POSITIONS = np.array([[0, 1, 2, 3, 5, 100]])
+
+
+def test_rotation_is_that_of_the_formula():
+    """Pair (i, i + 4) of 8 dimensions turns by position * theta ** (-i / 4), as complex numbers."""
+    pairs = X[..., :4] + 1j * X[..., 4:]
+    angle = POSITIONS[:, :, None, None] * 10_000.0 ** (-np.arange(4) / 4)
+    turned = pairs * np.exp(1j * angle)
+    expected = np.concatenate([turned.real, turned.imag], -1)
+    np.testing.assert_allclose(rotate(X, POSITIONS, 10_000.0, 1.0), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_fraction_leaves_the_rest_alone():
+    half = rotate(X, POSITIONS, 100.0, 0.5)
+    np.testing.assert_array_equal(half[..., 4:], X[..., 4:])
+    np.testing.assert_array_equal(half[..., :4], rotate(X[..., :4], POSITIONS, 100.0, 1.0))
+
+
+def test_phi_rotates_32_of_80_dimensions():
+    x = np.ones((1, 1, 1, 80), np.float32)
+    turned = np.asarray(rotate(x, np.array([[7]]), 10_000.0, 0.4))[0, 0, 0]
+    assert (turned[:16] != 1).all()
+    assert (turned[32:] == 1).all()
+
+
+@pytest.mark.parametrize("shift", [1, 50])
+def test_products_depend_on_distance_alone(shift):
+    def products(positions):
+        turned = np.asarray(rotate(X, positions, 10_000.0, 1.0))
+        return np.einsum("bthd,bshd->bhts", turned, turned)
+
+    moved = products(POSITIONS + shift)
+    np.testing.assert_allclose(moved, products(POSITIONS), rtol=1e-3, atol=1e-3)
+    assert np.abs(moved - np.einsum("bthd,bshd->bhts", X, X)).max() > 0.5
