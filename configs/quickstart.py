@@ -30,11 +30,14 @@ def get_config(arg=""):
     c.stages = ["pretrain", "sft"]
     captions = dict(
         openmoji=source("corpus:openmoji/64px/train", 0.2, template="plain"),
-        easy_vqa=source("corpus:easy_vqa/captions/train", 0.8, template="plain"),
+        easy_vqa=source("corpus:easy_vqa/captions/train", 0.8, template="plain", augment="dihedral"),
     )
-    questions = dict(main=source("corpus:easy_vqa/conversations/train", 1.0, augment="dihedral"))
-    c.pretrain = stage(data=data(captions, length=128, slots=12), batch=8, steps=250, lr=1e-3)
-    c.sft = stage(data=data(questions, length=256, slots=3), batch=16, steps=800, lr=1e-3)
+    questions = dict(
+        main=source("corpus:easy_vqa/conversations/train", 0.6, augment="dihedral"),
+        captions=source("corpus:easy_vqa/captions/train", 0.4, template="plain", augment="dihedral"),
+    )
+    c.pretrain = stage(data=data(captions, length=128, slots=12), batch=4, steps=500, lr=5e-4)
+    c.sft = stage(data=data(questions, length=256, slots=5), batch=8, steps=1200, lr=5e-4)
     c.evaluation = dict(
         easy_vqa=dict(
             type="evaluation.benchmarks.easy_vqa.evaluate",
@@ -66,7 +69,7 @@ def model(variant):
         image=dict(
             type="encoders.vit.ViT",
             variant="vit",
-            stem="patch",
+            stem="conv",
             position="learned",
             size=64,
             patch=8,
@@ -98,7 +101,7 @@ def model(variant):
                 depth=2,
                 activation="gelu",
                 bias=True,
-                reduce="pixel_shuffle",
+                reduce="average",
                 factor=4,
                 norm="rms",
             )

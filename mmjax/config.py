@@ -114,8 +114,12 @@ def _section(cls: type, values: Mapping[str, Any], where: str) -> Any:
 
 
 def build_model(config: Config, vocab: int) -> MultimodalLM:
-    """The model of a config, for a tokenizer of `vocab` tokens."""
-    return make_model(
+    """The model of a config, for a tokenizer of `vocab` tokens.
+
+    Raises:
+      ValueError: the backbone's own `vocab` is smaller.
+    """
+    model = make_model(
         config.model,
         vocab=vocab,
         dtype=jnp.dtype(config.precision.compute_dtype),
@@ -123,3 +127,8 @@ def build_model(config: Config, vocab: int) -> MultimodalLM:
         remat=config.remat,
         scan=config.scan,
     )
+    if model.backbone.vocab < vocab:  # JAX reads NaN where a table ends
+        raise ValueError(
+            f"model.backbone.vocab: {model.backbone.vocab} embeds not all {vocab} tokens of the tokenizer."
+        )
+    return model

@@ -31,7 +31,13 @@ def concat(x: jax.Array, factor: int) -> jax.Array:
     return x.reshape(*lead, n // factor, factor * d)
 
 
-REDUCERS = {"none": lambda x, factor: x, "pixel_shuffle": pixel_shuffle, "concat": concat}
+def average(x: jax.Array, factor: int) -> jax.Array:
+    """[..., N, D] -> [..., N / factor², D]: the mean of each factor x factor neighbourhood of a square grid."""
+    *lead, n, d = x.shape
+    return pixel_shuffle(x, factor).reshape(*lead, n // factor**2, factor**2, d).mean(-2)
+
+
+REDUCERS = {"none": lambda x, factor: x, "pixel_shuffle": pixel_shuffle, "concat": concat, "average": average}
 
 
 class MLP(nn.Module):
@@ -39,7 +45,7 @@ class MLP(nn.Module):
 
     depth: number of Linears, with `activation` between them; 1 is LLaVA's linear projector, 2 LLaVA-1.5's
         `mlp2x_gelu` (llava/model/multimodal_projector/builder.py).
-    reduce, factor: 'none', 'pixel_shuffle' (K = N / factor²) or 'concat' (K = N / factor).
+    reduce, factor: 'none', 'pixel_shuffle' or 'average' (K = N / factor²), or 'concat' (K = N / factor).
     norm: '' or a norm on the output (nn/norm.py): keeps tokens from scratch at the scale an LLM expects.
     """
 

@@ -64,37 +64,13 @@ def make_step(
       accumulate: the batch is taken in so many parts, one after the other, with the same result.
       ema: decay of the running mean of the parameters, 0 for none.
     """
-    objectives, measure = find_losses(losses), make_evaluation(model, losses)
-
-    def gradients(state: TrainState, batch: Batch) -> tuple[Any, Sums]:
-        def loss(params, part, weights):
-            sums = measure(tree.merge(state.frozen, params), part)
-            means = {n: s / jnp.maximum((weights or sums)[n][1], 1e-8) for n, (s, _) in sums.items()}
-            return sum(weight * means[name] for name, (_, weight) in objectives.items()), sums
-
-        gradient = jax.grad(loss, has_aux=True)
-        if accumulate == 1:
-            return gradient(state.params, batch, None)
-        parts = jax.tree.map(lambda x: _split(x, accumulate), batch)
-        # A loss is a mean over the whole batch, so its denominator must be known before the first part's
-        # gradient. Weights depend on the batch alone: the compiler drops the forward pass from this line.
-        weights = jax.lax.map(
-            lambda part: {n: (0.0, w) for n, (_, w) in measure(state.all_params(), part).items()}, parts
-        )
-        weights = jax.tree.map(lambda w: w.sum(0), weights)
-
-        def add_part(carry, part):
-            return jax.tree.map(jnp.add, carry, gradient(state.params, part, weights)), None
-
-        first = jax.tree.map(lambda x: x[0], parts)
-        zeros = jax.eval_shape(gradient, state.params, first, weights)
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), zeros)
-        return jax.lax.scan(add_part, zeros, parts)[0]
+    scales = {name: weight for name, (_, weight) in find_losses(losses).items()}
+    gradients = _make_gradients(make_evaluation(model, losses), scales, accumulate)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         grads, sums = gradients(state, batch)
         means = {name: s / jnp.maximum(w, 1e-8) for name, (s, w) in sums.items()}
-        loss = sum(weight * means[name] for name, (_, weight) in objectives.items())
+        loss = sum(scale * means[name] for name, scale in scales.items())
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, optimizer_state = optimizer.update(grads, state.optimizer, state.params)
@@ -121,6 +97,38 @@ def make_step(
         }
 
     return step
+
+
+def _make_gradients(measure: Callable, scales: Mapping[str, float], accumulate: int) -> Callable:
+    """The function (state, batch) -> (gradients of the trainable parameters, sums of the losses)."""
+
+    def loss(params, frozen, part, weights):
+        sums = measure(tree.merge(frozen, params), part)
+        means = {n: s / jnp.maximum((weights or sums)[n][1], 1e-8) for n, (s, _) in sums.items()}
+        return sum(scale * means[name] for name, scale in scales.items()), sums
+
+    gradient = jax.grad(loss, has_aux=True)
+    if accumulate == 1:
+        return lambda state, batch: gradient(state.params, state.frozen, batch, None)
+
+    def in_parts(state: TrainState, batch: Batch) -> tuple[Any, Sums]:
+        parts = jax.tree.map(lambda x: _split(x, accumulate), batch)
+        # A loss is a mean over the whole batch, so its denominator must be known before the first part's
+        # gradient. Weights depend on the batch alone: the compiler drops the forward pass from this line.
+        weights = jax.lax.map(
+            lambda part: {n: (0.0, w) for n, (_, w) in measure(state.all_params(), part).items()}, parts
+        )
+        weights = jax.tree.map(lambda w: w.sum(0), weights)
+
+        def add_part(total, part):
+            return jax.tree.map(jnp.add, total, gradient(state.params, state.frozen, part, weights)), None
+
+        first = jax.tree.map(lambda x: x[0], parts)
+        shapes = jax.eval_shape(gradient, state.params, state.frozen, first, weights)
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+        return jax.lax.scan(add_part, zeros, parts)[0]
+
+    return in_parts
 
 
 def _split(x: jax.Array, parts: int) -> jax.Array:
