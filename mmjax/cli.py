@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Callable
 
@@ -79,7 +80,9 @@ def generate() -> None:
     flags.mark_flag_as_required("prompt")
     flags.DEFINE_multi_string("image", [], "Path of a picture; may be given several times")
     flags.DEFINE_string("stage", None, "Use this stage's model instead of the last one's")
-    flags.DEFINE_integer("max_new", 64, "Most tokens of the answer", lower_bound=1)
+    flags.DEFINE_integer(
+        "max_new", None, "Most tokens of the answer; a quarter of the window if not given", lower_bound=1
+    )
     flags.DEFINE_float("temperature", 0.0, "0 for the likeliest answer, more for variety", lower_bound=0.0)
     flags.DEFINE_integer("top_k", 0, "Draw from the k likeliest tokens alone; 0: from all", lower_bound=0)
     flags.DEFINE_float("top_p", 1.0, "Draw from the likeliest tokens that make up this probability")
@@ -88,12 +91,13 @@ def generate() -> None:
     flags.DEFINE_integer("seed", 0, "Of the randomness")
 
     def run() -> None:
-        from mmjax.inference.chat import Sampling
         from mmjax.inference.load import load
 
+        assistant = load(FLAGS.workdir, FLAGS.stage)
         names = ("max_new", "temperature", "top_k", "top_p", "beams", "seed")
-        sampling = Sampling(**{name: FLAGS[name].value for name in names}, stop=tuple(FLAGS.stop))
-        print(load(FLAGS.workdir, FLAGS.stage)(FLAGS.prompt, images=FLAGS.image, sampling=sampling))
+        given = {name: FLAGS[name].value for name in names if FLAGS[name].value is not None}
+        sampling = dataclasses.replace(assistant.sampling, **given, stop=tuple(FLAGS.stop))
+        print(assistant(FLAGS.prompt, images=FLAGS.image, sampling=sampling))
 
     _start(run)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from mmjax.config import Config, Stage, build_model
 from mmjax.data.chat import Chat
 from mmjax.data.spec import read_spec
-from mmjax.inference.chat import Assistant
+from mmjax.inference.chat import Assistant, Sampling
 from mmjax.nn.linear import merge_lora
 from mmjax.training.checkpoint import Checkpoints
 from mmjax.training.stages import trained_parameters
@@ -33,7 +33,8 @@ def load(workdir: str | Path, stage: str | None = None) -> Assistant:
     splice = model.fusion == "splice"
     span = model.tokens_per_medium()["image"] if splice else 1
     chat = Chat(data.template, tokenizer, span, splice, data.bidirectional_images)
-    return Assistant(model, params, chat, data.media.options, length=data.length, batch=BATCH)
+    sampling = Sampling(max_new=min(Sampling.max_new, data.length // 4))  # leaves most of the window to the prompt
+    return Assistant(model, params, chat, data.media.options, length=data.length, batch=BATCH, sampling=sampling)
 
 
 def _last_trained(config: Config, workdir: Path) -> Stage:
