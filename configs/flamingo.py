@@ -17,7 +17,8 @@ published. Here stand in for them:
                                   have one more D x D matrix a layer; without it 1.27 / 6.57 / 64.7 B remain
     videos (VTP)                  left out
 
-Sizes: what is published (table 1), and what this config builds. The resampler is as wide as the encoder, and so
+Sizes: what is published (table 1; the first figure of each pair, not checked against the paper again), and what
+this config builds. The resampler is as wide as the encoder, and so
 are the inputs of the cross-attention's keys and values; hence the smaller figures.
 
               resampler           cross-attention             trained of all

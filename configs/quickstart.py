@@ -5,7 +5,8 @@
     mmjax train --config configs/quickstart.py:variant=flamingo --workdir runs/quickstart-flamingo
 
 Two stages: pre-training on captions (emoji and their names, and short captions of easy-vqa's pictures), then
-instruction tuning on easy-vqa's questions, all of a picture as one conversation.
+instruction tuning on easy-vqa's questions: all of a picture are one conversation, and as examples apart, since
+an answer that earlier answers give away teaches nobody to look.
 """
 
 from ml_collections import ConfigDict
@@ -33,11 +34,11 @@ def get_config(arg=""):
         easy_vqa=source("corpus:easy_vqa/captions/train", 0.8, template="plain", augment="dihedral"),
     )
     questions = dict(
-        main=source("corpus:easy_vqa/conversations/train", 0.6, augment="dihedral"),
-        captions=source("corpus:easy_vqa/captions/train", 0.4, template="plain", augment="dihedral"),
+        main=source("corpus:easy_vqa/conversations/train", 0.8, augment="dihedral", turns="apart"),
+        captions=source("corpus:easy_vqa/captions/train", 0.2, template="plain", augment="dihedral"),
     )
     c.pretrain = stage(data=data(captions, length=128, slots=12), batch=4, steps=500, lr=5e-4)
-    c.sft = stage(data=data(questions, length=256, slots=5), batch=8, steps=1200, lr=5e-4)
+    c.sft = stage(data=data(questions, length=256, slots=4), batch=16, steps=1000, lr=5e-4)
     c.evaluation = dict(
         easy_vqa=dict(
             type="evaluation.benchmarks.easy_vqa.evaluate",

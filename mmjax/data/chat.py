@@ -21,16 +21,17 @@ from mmjax.types import Sample, Turn
 
 MARK = "<image>"
 _PICTURE = object()  # stands in a list of pieces where a picture is
-_ARRAYS = ("tokens", "loss_weight", "causal", "slot", "visible")
+ARRAYS = ("tokens", "loss_weight", "causal", "slot", "visible")
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """One example of T tokens; positions are 0 .. T - 1.
+    """One example of T tokens, or several that share their pictures.
 
     tokens, causal, slot, visible: int32 [T]; loss_weight: float32 [T]; all as in types.Batch and types.Media.
     media_count: number of pictures whose spans stand in the tokens.
-    cut: number of tokens that `Chat.fit` has left out at the end.
+    cut: number of tokens left out at the end, to fit a row.
+    segments: int [T], from 0, which of the examples a token belongs to; positions restart with each.
     """
 
     tokens: np.ndarray
@@ -40,6 +41,11 @@ class Encoded:
     visible: np.ndarray
     media_count: int
     cut: int = 0
+    segments: np.ndarray | None = None
+
+    def __post_init__(self):
+        if self.segments is None:
+            object.__setattr__(self, "segments", np.zeros(len(self.tokens), np.int64))
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -135,7 +141,7 @@ class Chat:
             raise BadRecord(sample.id, f"has {what}; a row takes {length} and {media_slots}")
         starts = np.flatnonzero(np.diff(encoded.visible, prepend=-1))  # where each picture's span begins
         cut = min([length, *starts[media_slots:], *starts[starts + self.span > length]])
-        arrays = {name: getattr(encoded, name)[:cut] for name in _ARRAYS}
+        arrays = {name: getattr(encoded, name)[:cut] for name in ARRAYS}
         kept = Encoded(**arrays, media_count=int(np.sum(starts < cut)), cut=len(encoded) - cut)
         if not kept.loss_weight.any():
             reason = f"has {what}; no answer begins within {length} tokens and {media_slots} pictures"

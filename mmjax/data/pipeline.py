@@ -63,7 +63,7 @@ def make_dataset(
             raise kind(f"data.sources.{name}.{error}") from error
         template = part.template or checked.template
         chat = Chat(template, tokenizer, span, splice, checked.bidirectional_images)
-        feeds.append(Feed(name, source, chat, part.augment))
+        feeds.append(Feed(name, source, chat, part.augment, part.turns))
     bad = Quarantine(quarantine, {feed.name: len(feed.source) for feed in feeds}, checked.max_refused)
     lengths = [measure(feed, checked, bad, checked.sources[feed.name].weight) for feed in feeds]
     plan = make_plan(lengths, rows, checked.length, checked.media.slots, seed, checked.pack)

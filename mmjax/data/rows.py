@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from mmjax.data import image as images
-from mmjax.data.chat import Chat, Encoded
+from mmjax.data.chat import ARRAYS, MARK, Chat, Encoded
 from mmjax.data.packing import Plan
 from mmjax.data.quarantine import BadRecord, Quarantine
 from mmjax.data.sources import Source
 from mmjax.data.spec import DataSpec
-from mmjax.types import Batch, Media, Sample
+from mmjax.types import Batch, Media, Sample, Turn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,13 +24,45 @@ class Feed:
     source: Source
     chat: Chat
     augment: str
+    turns: str
 
     def encode(self, index: int, spec: DataSpec) -> tuple[Sample, Encoded]:
         """A sample and its tokens, at most a row of them. Raises BadRecord if it cannot be used."""
         sample = self.source[index]
+        if self.turns == "apart":
+            return sample, self._encode_apart(sample, spec)
+        return sample, self._fit(sample, spec)
+
+    def _fit(self, sample: Sample, spec: DataSpec) -> Encoded:
         encoded = self.chat.encode(sample)
-        truncate = spec.too_long == "truncate"
-        return sample, self.chat.fit(sample, encoded, spec.length, spec.media.slots, truncate)
+        return self.chat.fit(sample, encoded, spec.length, spec.media.slots, spec.too_long == "truncate")
+
+    def _encode_apart(self, sample: Sample, spec: DataSpec) -> Encoded:
+        """Each question with its answer as an example of its own, all about the pictures of the first question:
+        the same media slots, encoded once. What a row has no room for is left out, question by question."""
+        parts = [self._fit(part, spec) for part in _questions(sample)]
+        ends = np.cumsum([len(part) for part in parts])
+        kept = parts[: max(1, int(np.searchsorted(ends, spec.length, side="right")))]
+        if len(kept) < len(parts) and spec.too_long != "truncate":
+            raise BadRecord(sample.id, f"has {ends[-1]} tokens; a row takes {spec.length}")
+        arrays = {name: np.concatenate([getattr(part, name) for part in kept]) for name in ARRAYS}
+        segments = np.repeat(np.arange(len(kept)), [len(part) for part in kept])
+        cut = int(ends[-1]) - len(segments)
+        return Encoded(**arrays, media_count=kept[0].media_count, cut=cut, segments=segments)
+
+
+def _questions(sample: Sample) -> list[Sample]:
+    """A sample for each user turn and what answers it, each with the system turn and all pictures."""
+    system = [turn for turn in sample.turns if turn.role == "system"]
+    starts = [i for i, turn in enumerate(sample.turns) if turn.role == "user"]
+    if any(MARK in turn.text for i, turn in enumerate(sample.turns) if starts and i != starts[0]):
+        raise BadRecord(sample.id, "turns='apart' wants all pictures in the first question")
+    parts = []
+    for begin, end in zip(starts, [*starts[1:], len(sample.turns)], strict=True):
+        question, *answers = sample.turns[begin:end]
+        text = question.text if begin == starts[0] else f"{MARK * len(sample.images)}\n{question.text}"
+        parts.append(Sample(sample.id, (*system, Turn("user", text), *answers), sample.images))
+    return parts
 
 
 class Rows:
@@ -50,13 +82,13 @@ class Rows:
         """
         row = self.empty()
         begin = media = 0  # tokens and media slots in use
-        for number, (s, index) in enumerate(self.plan.row(r), 1):
+        for number, (s, index) in enumerate(self.plan.row(r)):
             feed = self.feeds[s]
             room = (self.spec.length - begin, self.spec.media.slots - media)
             example = self._example(feed, index, room, seed=(self.seed, r, number))
             if example is not None:
                 encoded, pictures = example
-                _place(row, encoded, begin, media, feed.chat.span, number)
+                _place(row, encoded, begin, media, feed.chat.span)
                 for k, pixels in enumerate(pictures, media):
                     row.media["image"].values[k] = pixels
                     row.media["image"].valid[k] = True
@@ -104,12 +136,12 @@ class Rows:
         return encoded, pictures
 
 
-def _place(row: Batch, encoded: Encoded, begin: int, media: int, span: int, segment: int) -> None:
+def _place(row: Batch, encoded: Encoded, begin: int, media: int, span: int) -> None:
     """Writes an example into a row at token `begin`, its first picture being the row's medium `media`."""
     here = slice(begin, begin + len(encoded))
     row.tokens[here] = encoded.tokens
-    row.segments[here] = segment
-    row.positions[here] = np.arange(len(encoded))
+    row.segments[here] = row.segments.max() + 1 + encoded.segments
+    row.positions[here] = np.arange(len(encoded)) - np.searchsorted(encoded.segments, encoded.segments)
     row.causal[here] = encoded.causal
     row.loss_weight[here] = encoded.loss_weight
     for image in row.media.values():

@@ -12,21 +12,26 @@ from mmjax.data.templates import find_template
 
 AUGMENT = ("", "dihedral")
 TOO_LONG = ("truncate", "refuse")
+TURNS = ("together", "apart")
 
 
 @dataclasses.dataclass(frozen=True)
 class SourceSpec:
     """path, root: as for sources.open_source. weight: its share of the mixture, in proportion to the others.
-    template: of this source, '' for that of the data. augment: 'dihedral' turns and mirrors its pictures."""
+    template: of this source, '' for that of the data. augment: 'dihedral' turns and mirrors its pictures.
+    turns: 'together' for a conversation as it stands, 'apart' for each question as an example of its own, so that
+    no answer can be read off those before it (rows.py)."""
 
     path: str
     root: str
     weight: float
     template: str = ""
     augment: str = ""
+    turns: str = "together"
 
     def __post_init__(self):
         _one_of("augment", self.augment, AUGMENT)
+        _one_of("turns", self.turns, TURNS)
         if self.weight < 0:
             raise ValueError(f"weight: {self.weight} is below 0.")
         if self.template:

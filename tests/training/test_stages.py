@@ -23,7 +23,7 @@ def data(tmp_path_factory):
 
 
 def saved(workdir, stage="sft", step=None):
-    """All parameters of a checkpoint, the newest if no step is given: {'trainable/...': array, 'frozen/...': ...}."""
+    """All parameters of a checkpoint, by default the newest: {'trainable/...': array, 'frozen/...': array}."""
     with Checkpoints(workdir / stage / "checkpoints", keep=3) as checkpoints:
         return tree.flatten(jax.device_get(checkpoints.restore_params(step=step)))
 
