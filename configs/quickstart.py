@@ -34,11 +34,11 @@ def get_config(arg=""):
         easy_vqa=source("corpus:easy_vqa/captions/train", 0.8, template="plain", augment="dihedral"),
     )
     questions = dict(
-        main=source("corpus:easy_vqa/conversations/train", 0.8, augment="dihedral", turns="apart"),
-        captions=source("corpus:easy_vqa/captions/train", 0.2, template="plain", augment="dihedral"),
+        main=source("corpus:easy_vqa/conversations/train", 0.6, augment="dihedral", turns="apart"),
+        captions=source("corpus:easy_vqa/captions/train", 0.4, template="plain", augment="dihedral"),
     )
     c.pretrain = stage(data=data(captions, length=128, slots=12), batch=4, steps=500, lr=5e-4)
-    c.sft = stage(data=data(questions, length=256, slots=4), batch=16, steps=1000, lr=5e-4)
+    c.sft = stage(data=data(questions, length=256, slots=3), batch=16, steps=850, lr=5e-4)
     c.evaluation = dict(
         easy_vqa=dict(
             type="evaluation.benchmarks.easy_vqa.evaluate",

@@ -27,6 +27,10 @@ VICUNA = re.findall(r" ?\w+|.", SYSTEM)  # its text is compared with the origina
 # Every token in order; a '*' in front marks a target.
 GOLDEN = {
     "plain": ["<s>", I, I, "*a", "* cat", "*\n", "*yes", "*\n"],
+    "bare": [
+        *("<s>", I, I, "\n", "what", " is", " it", "?", "\n", "*a", "* cat", "*</s>"),
+        *("sure", "?", "\n", "*yes", "*</s>"),
+    ],
     "vicuna_v1": [
         *("<s>", *VICUNA, I, I, "\n", "what", " is", " it", "?", " ASSISTANT", ":", "* a", "* cat", "*</s>"),
         *("USER", ":", " sure", "?", " ASSISTANT", ":", "* yes", "*</s>"),
