@@ -10,9 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.nn.attention import Attention
-from mmjax.nn.block import Block, BlockShape, fields_of
+from mmjax.nn.block import Block, BlockShape, feed_forward, fields_of
 from mmjax.nn.linear import Linear
-from mmjax.nn.mlp import FeedForward
 from mmjax.nn.norm import Norm
 from mmjax.nn.stack import run, stacked
 
@@ -116,15 +115,7 @@ class AttentionPool(BlockShape):
         probe = jnp.broadcast_to(probe.astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
         x, _ = Attention(**fields_of(self, Attention), name="attention")(probe, x)
         normed = Norm(self.norm, self.norm_eps, self.param_dtype, name="norm")(x)
-        mlp = FeedForward(
-            self.mlp_width,
-            self.activation,
-            self.gated,
-            self.mlp_bias,
-            self.dtype,
-            self.param_dtype,
-            name="mlp",
-        )
+        mlp = feed_forward(self)
         return x + mlp(normed)
 
 

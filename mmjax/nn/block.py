@@ -51,6 +51,12 @@ class BlockShape(nn.Module):
     param_dtype: Any
 
 
+def feed_forward(shape: BlockShape) -> FeedForward:
+    """The feed-forward part of a block of that shape, to be called inside its `__call__`."""
+    fields = (shape.mlp_width, shape.activation, shape.gated, shape.mlp_bias, shape.dtype, shape.param_dtype)
+    return FeedForward(*fields, name="mlp")
+
+
 class Block(BlockShape):
     """x += attention(norm(x)); x += mlp(norm(x)). [B, T, D] -> [B, T, D], and the keys and values."""
 
@@ -60,15 +66,7 @@ class Block(BlockShape):
             return Norm(self.norm, self.norm_eps, self.param_dtype, name=name)(y)
 
         attention = Attention(**fields_of(self, Attention), name="attention")
-        mlp = FeedForward(
-            self.mlp_width,
-            self.activation,
-            self.gated,
-            self.mlp_bias,
-            self.dtype,
-            self.param_dtype,
-            name="mlp",
-        )
+        mlp = feed_forward(self)
         x = constrain(x, "batch", "seq", "embed")
         normed = norm("attention_norm", x)
         attended, kv = attention(normed, mask=mask, positions=positions, update=update)

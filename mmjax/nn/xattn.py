@@ -6,8 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from mmjax.nn.attention import Attention
-from mmjax.nn.block import BlockShape, fields_of
-from mmjax.nn.mlp import FeedForward
+from mmjax.nn.block import BlockShape, feed_forward, fields_of
 from mmjax.nn.norm import Norm
 
 
@@ -31,13 +30,5 @@ class GatedCrossBlock(BlockShape):
         attention = Attention(**fields_of(self, Attention), name="attention")
         attended, kv = attention(norm("attention_norm"), media, mask=mask, kv=kv)
         x = x + gate("attention_gate") * attended
-        mlp = FeedForward(
-            self.mlp_width,
-            self.activation,
-            self.gated,
-            self.mlp_bias,
-            self.dtype,
-            self.param_dtype,
-            name="mlp",
-        )
+        mlp = feed_forward(self)
         return x + gate("mlp_gate") * mlp(norm("mlp_norm")), kv
