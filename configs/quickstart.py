@@ -30,15 +30,15 @@ def get_config(arg=""):
     c.model = model(arg["variant"])
     c.stages = ["pretrain", "sft"]
     captions = dict(
-        openmoji=source("corpus:openmoji/64px/train", 0.2, template="plain"),
-        easy_vqa=source("corpus:easy_vqa/captions/train", 0.8, template="plain", augment="dihedral"),
+        openmoji=source("corpus:openmoji/64px/train", 0.2),
+        easy_vqa=source("corpus:easy_vqa/captions/train", 0.8, augment="dihedral"),
     )
     questions = dict(
         main=source("corpus:easy_vqa/conversations/train", 0.6, augment="dihedral", turns="apart"),
         captions=source("corpus:easy_vqa/captions/train", 0.4, template="plain", augment="dihedral"),
     )
-    c.pretrain = stage(data=data(captions, length=128, slots=12), batch=4, steps=500, lr=5e-4)
-    c.sft = stage(data=data(questions, length=256, slots=3), batch=16, steps=850, lr=5e-4)
+    c.pretrain = stage(data=data(captions, "plain", length=128, slots=12), batch=4, steps=500, lr=5e-4)
+    c.sft = stage(data=data(questions, "bare", length=256, slots=3), batch=16, steps=850, lr=5e-4)
     c.evaluation = dict(
         easy_vqa=dict(
             type="evaluation.benchmarks.easy_vqa.evaluate",
@@ -58,6 +58,7 @@ def get_config(arg=""):
     c.precision = dict(param_dtype="float32", compute_dtype="float32", frozen_dtype="float32")
     c.remat, c.scan = False, False
     c.max_skipped, c.keep = 10, 2
+    c.load = []
     c.wandb = None
     return c
 
@@ -134,12 +135,12 @@ def source(path, weight, **more):
     return dict(path=path, root="", weight=weight, **more)
 
 
-def data(sources, length, slots):
+def data(sources, template, length, slots):
     return dict(
         length=length,
         pack=True,
         too_long="truncate",
-        template="bare",
+        template=template,
         bidirectional_images=False,
         media=dict(slots=slots, size=64, resize="pad", max_pixels=64_000_000),
         sources=sources,

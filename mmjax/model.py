@@ -51,6 +51,8 @@ class MultimodalLM:
         for name, medium in media.items():
             features = self.encoders[name].apply({"params": params["encoders"][name]}, medium.values)
             tokens[name] = self.projectors[name].apply({"params": params["projectors"][name]}, features)
+            if medium.index is not None:
+                tokens[name] = jnp.take(tokens[name][0], medium.index, axis=0)
         return tokens
 
     def apply(self, params: Mapping[str, Any], batch: Batch) -> Output:

@@ -45,12 +45,15 @@ class Media:
     valid: bool [B, M], False where a slot of the fixed budget is empty.
     slot: int32 [B, T], which of the row's M * K projected tokens stands here (medium * K + k), -1 for text.
     visible: int32 [B, T], which of the row's M media this token may cross-attend to, -1 for none.
+    index: None, or int32 [B, M] where rows share media: values is [1, U, ...] then, and slot m of row b holds
+        values[0, index[b, m]]. Each of the U is encoded once.
     """
 
     values: Array
     valid: Array
     slot: Array
     visible: Array
+    index: Array | None = None
 
 
 @struct.dataclass

@@ -10,6 +10,7 @@ conversation.say("And what colour is it?", sampling=Sampling(temperature=0.7))
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -105,7 +106,7 @@ class Assistant:
         sampling = sampling or self.sampling
         encoded = [self._encode(prompt, sampling.max_new) for prompt in prompts]
         answers = [""] * len(prompts)
-        for chosen, rows in self._groups(encoded):
+        for chosen, rows in self._groups(encoded, prompts):
             batch = self._collate([encoded[i] for i in chosen], [prompts[i] for i in chosen], rows)
             tokens, lengths = self._decode(batch, [*chosen, *[0] * (rows - len(chosen))], sampling)
             for row, i in enumerate(chosen):
@@ -149,7 +150,7 @@ class Assistant:
             for one in encoded
         ]
         scores = np.zeros(len(candidates), np.float32)
-        for chosen, rows in self._groups(encoded):
+        for chosen, rows in self._groups(encoded, replies):
             batch = self._collate([encoded[i] for i in chosen], [replies[i] for i in chosen], rows)
             scores[chosen] = log_likelihood(self.model, self.params, batch)[: len(chosen)]
         return scores
@@ -184,19 +185,28 @@ class Assistant:
                 f"{prompt.id}: wants {tokens} tokens, {note}the model's window has {self.length}. Shorten it."
             )
 
-    def _groups(self, encoded: Sequence[Encoded]) -> Iterator[tuple[list[int], int]]:
-        """(which prompts, rows of their batch): prompts of like length and pictures together."""
-        order = sorted(range(len(encoded)), key=lambda i: (encoded[i].media_count, len(encoded[i])))
+    def _groups(self, encoded: Sequence[Encoded], prompts: Sequence[Sample]) -> Iterator[tuple[list[int], int]]:
+        """(which prompts, rows of their batch): those of like length together, and those about one picture."""
+        place: dict[Any, int] = {}
+        for prompt in prompts:
+            place.setdefault(_shown(prompt), len(place))
+
+        def key(i: int) -> tuple[int, int, int]:
+            return encoded[i].media_count, bucket(len(encoded[i])), place[_shown(prompts[i])]
+
+        order = sorted(range(len(encoded)), key=key)
         # The last batch of many is filled up with empty rows: the program for a full one exists already.
         rows = self.batch if len(order) > self.batch else min(self.batch, bucket(len(order), smallest=1))
         for begin in range(0, len(order), self.batch):
             yield order[begin : begin + self.batch], rows
 
     def _collate(self, encoded: Sequence[Encoded], prompts: Sequence[Sample], rows: int):
-        pictures = [
-            [self.pixels(picture, f"{prompt.id}, picture {k}:") for k, picture in enumerate(prompt.images, 1)]
-            for prompt in prompts
-        ]
+        loaded: dict[Any, np.ndarray] = {}
+        for prompt in prompts:
+            for k, picture in enumerate(prompt.images, 1):
+                if _key(picture) not in loaded:
+                    loaded[_key(picture)] = self.pixels(picture, f"{prompt.id}, picture {k}:")
+        pictures = [[loaded[_key(picture)] for picture in prompt.images] for prompt in prompts]
         return collate(encoded, pictures, rows, self.options.size)
 
     def _rule(self, sampling: Sampling, rows: Sequence[int]) -> sample.Rule:
@@ -264,6 +274,15 @@ class Conversation:
             if said:
                 self.turns += [question, Turn("assistant", said)]
                 self.images += new
+
+
+def _key(picture: Picture) -> Any:
+    """What tells pictures apart without decoding them."""
+    return picture if isinstance(picture, (str, bytes, os.PathLike)) else id(picture)
+
+
+def _shown(prompt: Sample) -> tuple[Any, ...]:
+    return tuple(map(_key, prompt.images))
 
 
 def _all(image: Picture | None, images: Sequence[Picture]) -> list[Picture]:

@@ -31,7 +31,7 @@ def load(workdir: str | Path, stage: str | None = None) -> Assistant:
         params = merge_lora(trained_parameters(checkpoints))
     data = read_spec(chosen.data)
     splice = model.fusion == "splice"
-    span = model.tokens_per_medium()["image"] if splice else 1
+    span = model.tokens_per_medium().get("image", 1) if splice else 1
     chat = Chat(data.template, tokenizer, span, splice, data.bidirectional_images)
     sampling = Sampling(max_new=min(Sampling.max_new, data.length // 4))  # leaves most of the window to the prompt
     return Assistant(model, params, chat, data.media.options, length=data.length, batch=BATCH, sampling=sampling)

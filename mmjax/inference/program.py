@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax.types import Batch, Media
+from mmjax.types import Batch
 
 SMALLEST = 16
 
@@ -45,7 +45,7 @@ def pad_tokens(batch: Batch, length: int) -> Batch:
         causal=pad(batch.causal, 1),
         loss_weight=pad(batch.loss_weight, 0),
         media={
-            name: Media(m.values, m.valid, pad(m.slot, -1), pad(m.visible, -1)) for name, m in batch.media.items()
+            name: m.replace(slot=pad(m.slot, -1), visible=pad(m.visible, -1)) for name, m in batch.media.items()
         },
     )
 

@@ -78,8 +78,8 @@ def collate(encoded: Sequence[Encoded], pictures: Sequence[Sequence[np.ndarray]]
     """Prompts as one batch, one a row, in buckets of length and of pictures.
 
     Args:
-      encoded: tokens of each prompt. pictures: uint8 [size, size, 3], those of each prompt.
-      rows: B; rows beyond the prompts stay empty.
+      encoded: tokens of each prompt. pictures: uint8 [size, size, 3], those of each prompt; one that several
+        prompts share, the same array in each, is in the batch once. rows: B; those beyond the prompts stay empty.
     """
     length = bucket(max(map(len, encoded)))
     # Always one slot at least: with and without a picture it is the same program.
@@ -87,13 +87,18 @@ def collate(encoded: Sequence[Encoded], pictures: Sequence[Sequence[np.ndarray]]
     tokens, segments, positions = (np.zeros((rows, length), np.int32) for _ in range(3))
     causal, loss_weight = np.ones((rows, length), np.int32), np.zeros((rows, length), np.float32)
     slot, visible = (np.full((rows, length), -1, np.int32) for _ in range(2))
-    values, valid = np.zeros((rows, slots, size, size, 3), np.uint8), np.zeros((rows, slots), bool)
+    distinct = {id(pixels): pixels for shown in pictures for pixels in shown}
+    place = {key: i for i, key in enumerate(distinct)}
+    values = np.zeros((1, bucket(len(distinct), smallest=1), size, size, 3), np.uint8)
+    for i, pixels in enumerate(distinct.values()):
+        values[0, i] = pixels
+    valid, index = np.zeros((rows, slots), bool), np.zeros((rows, slots), np.int32)
     for row, (one, shown) in enumerate(zip(encoded, pictures, strict=True)):
         here = row, slice(len(one))
         tokens[here], segments[here], positions[here] = one.tokens, 1, np.arange(len(one))
         causal[here], loss_weight[here] = one.causal, one.loss_weight
         slot[here], visible[here] = one.slot, one.visible
         for k, pixels in enumerate(shown):
-            values[row, k], valid[row, k] = pixels, True
-    media = {"image": Media(values, valid, slot, visible)}
+            index[row, k], valid[row, k] = place[id(pixels)], True
+    media = {"image": Media(values, valid, slot, visible, index)}
     return Batch(tokens, segments, positions, causal, loss_weight, media)

@@ -78,6 +78,7 @@ class Loop:
                 jax.profiler.stop_trace()
             if position == started + 1:
                 jax.block_until_ready(state.step)
+                self.schedule(position)  # a handful of scalar programs, for the log
                 self.warm = compilations()  # what compiles after this is a shape that should not have changed
             if position % stage.log_every == 0 or position == stage.steps:
                 self._log(window, position, waiting.take())

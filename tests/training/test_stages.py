@@ -103,6 +103,7 @@ def test_no_compilation_after_the_first_step(whole, data, tmp_path):
     raw = config(data, **changes)
     raw["stages"] = ["sft"]
     del raw["pretrain"]
+    jax.clear_caches()  # as in a process of its own: nothing that other tests compiled
     train(raw, tmp_path)
     lines = metrics(tmp_path, "sft")
     assert [line["compilations"] for line in lines if "compilations" in line] == [0] * 12
