@@ -97,6 +97,7 @@ def get_config(arg=""):
     c.precision = dict(param_dtype="float32", compute_dtype="bfloat16", frozen_dtype="bfloat16")
     c.remat, c.scan = True, True
     c.max_skipped, c.keep = 100, 1
+    c.load = []
     c.wandb = None
     return c
 

@@ -1,4 +1,4 @@
-"""The command line: `mmjax train | evaluate | generate | chat | prepare`."""
+"""The command line: `mmjax train | evaluate | generate | chat | prepare | convert`."""
 
 from __future__ import annotations
 
@@ -116,30 +116,48 @@ def chat() -> None:
     _start(run)
 
 
+def convert() -> None:
+    """Converts a Hugging Face folder to a workdir, or a workdir to such a folder: mmjax convert SRC DST."""
+    flags.DEFINE_string(
+        "family", "", "Family to write, where the workdir did not come from one: llava, llama, ..."
+    )
+
+    def run(source: str, target: str) -> None:
+        from mmjax.convert import convert
+
+        convert(source, target, FLAGS.family)
+
+    _start(run, ("SRC", "DST"))
+
+
 COMMANDS: dict[str, Callable[[], None]] = {
     "prepare": prepare,
     "train": train,
     "evaluate": evaluate,
     "generate": generate,
     "chat": chat,
+    "convert": convert,
 }
 
 # What a user can mend: its message says how, so no traceback stands in front of it.
 MENDABLE = (ValueError, FileNotFoundError, ModuleNotFoundError, RuntimeError, flags.Error)
 
 
-def _start(run: Callable[[], None]) -> None:
-    """Parses the flags that a command has defined, then runs it."""
+def _start(run: Callable[..., None], positional: tuple[str, ...] = ()) -> None:
+    """Parses the flags that a command has defined, then runs it with its positional arguments."""
     if {"-h", "--help"} & set(sys.argv[1:]):
-        print(f"{sys.argv[0]}\n{FLAGS.module_help(__name__)}\n{CONFIG_HELP if 'config' in FLAGS else ''}")
+        more = CONFIG_HELP if "config" in FLAGS else ""
+        print(f"{' '.join((sys.argv[0], *positional))}\n{FLAGS.module_help(__name__)}\n{more}")
         return
     logging.use_absl_handler()
     try:
         if "config" in FLAGS:
             _check_overrides(sys.argv)
-        if unknown := FLAGS(sys.argv)[1:]:
-            raise ValueError(f"unexpected arguments {unknown}; every option begins with --.")
-        run()
+        given = FLAGS(sys.argv)[1:]
+        if len(given) != len(positional):
+            wanted = f"wants {' '.join(positional)}" if positional else "takes options alone, which begin with --"
+            raise ValueError(f"got the arguments {given}; {sys.argv[0].split()[-1]} {wanted}.")
+        run(*given)
     except MENDABLE as error:
         logging.debug("%s", error, exc_info=True)
         sys.exit(f"mmjax: {error}\n(--verbosity=1 shows where.)")

@@ -56,9 +56,10 @@ class Precision:
 @dataclasses.dataclass(frozen=True)
 class Config:
     """A whole run. model: see model.make_model. tokenizer: dict(type=, path=, ...), with `train` where `mmjax
-    prepare` makes it. stages: in order. evaluation: None, or what `mmjax evaluate` runs. mesh: axis sizes.
-    max_skipped: steps with a non-finite loss that a stage survives. keep: checkpoints kept a stage. wandb: None,
-    or arguments of wandb.init. data_dir: where prepared corpora and tokenizers lie."""
+    prepare` makes it. stages: in order. load: `(part of the model, source)` rules of what the first of them
+    starts from (hub/load.py), [] for from scratch. evaluation: None, or what `mmjax evaluate` runs. mesh: axis
+    sizes. max_skipped: steps with a non-finite loss that a stage survives. keep: checkpoints kept a stage.
+    wandb: None, or arguments of wandb.init. data_dir: where prepared corpora and tokenizers lie."""
 
     seed: int
     model: Mapping[str, Any]
@@ -70,6 +71,7 @@ class Config:
     remat: bool
     scan: bool
     data_dir: str
+    load: list[tuple[str, str]]
     max_skipped: int
     keep: int
     wandb: Mapping[str, Any] | None

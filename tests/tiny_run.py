@@ -93,6 +93,7 @@ def config(folder, fusion="splice", steps=6, **changes):
         data_dir=str(folder),
         max_skipped=2,
         keep=3,
+        load=[],
         wandb=None,
     )
 

@@ -126,7 +126,8 @@ class ViT(BlockShape):
     pre_norm, final_norm: a norm before the first and after the last layer. position: 'learned' or 'sincos2d'.
     layer: which layer's output is the feature, counted like a Python index: -1 the last (after final_norm if
         there is one), -2 the one before (LLaVA; no final norm).
-    pool: 'none' for all patch tokens (the class token dropped), 'cls', 'mean', or 'map' (attention pooling).
+    pool: 'none' for all patch tokens (the class token dropped), 'all' with it, 'cls', 'mean', or 'map'
+        (attention pooling).
     mean, std: of the pixels, each scaled to [0, 1].
     """
 
@@ -198,12 +199,14 @@ class ViT(BlockShape):
 
     def _pool(self, x: jax.Array) -> jax.Array:
         patches = x[:, 1:] if self.class_token else x
-        if self.pool == "none":
-            return patches
+        if self.pool in ("none", "all"):
+            return patches if self.pool == "none" else x
         if self.pool == "cls" and self.class_token:
             return x[:, :1]
         if self.pool == "mean":
             return patches.mean(1, keepdims=True)
         if self.pool == "map":
             return AttentionPool(**fields_of(self, AttentionPool), name="pool_map")(patches)
-        raise ValueError(f"pool: {self.pool!r} is none of 'none', 'mean', 'map', or 'cls' with a class token.")
+        raise ValueError(
+            f"pool: {self.pool!r} is none of 'none', 'all', 'mean', 'map', and 'cls' wants class_token."
+        )

@@ -20,6 +20,7 @@ from mmjax import tree
 from mmjax.config import Config, Stage, build_model, read_config
 from mmjax.data.pipeline import Dataset, make_dataset
 from mmjax.data.tokenizer import Tokenizer
+from mmjax.hub.load import load_parts
 from mmjax.model import MultimodalLM
 from mmjax.nn.linear import add_lora
 from mmjax.sharding import make_mesh, shard_tree
@@ -52,7 +53,7 @@ class Run:
         return make_dataset(
             spec,
             self.tokenizer,
-            span=spans["image"] if splice else 1,
+            span=spans.get("image", 1) if splice else 1,
             splice=splice,
             rows=rows,
             seed=self.config.seed,
@@ -167,12 +168,19 @@ def _initialise(config: Config, model: MultimodalLM, stage: Stage) -> dict[str, 
 
 
 def _starting_parameters(run: Run, stage: Stage, shapes: tree.Tree) -> dict[str, Any]:
-    """From scratch for the first stage, else what the stage before ended with."""
+    """For the first stage what `load` names, the rest from scratch; else what the stage before ended with."""
     shardings = shard_tree(shapes, run.mesh)
     fresh = jax.jit(lambda: _initialise(run.config, run.model, stage), out_shardings=shardings)
     index = run.config.stages.index(stage)
     if index == 0:
-        return fresh()
+        loaded = tree.flatten(load_parts(run.config.load, shapes, shardings))
+        # Only what was not loaded is computed: the compiler drops the rest.
+        missing = {path: path not in loaded for path in tree.flatten(shapes)}
+        rest = jax.jit(
+            lambda: tree.partition(_initialise(run.config, run.model, stage), missing)[0],
+            out_shardings=tree.partition(shardings, missing)[0],
+        )
+        return tree.merge(rest(), tree.unflatten(loaded))
     before = run.config.stages[index - 1]
     with run.checkpoints(before) as checkpoints:
         if checkpoints.latest() != before.steps:

@@ -1,0 +1,257 @@
+"""`mmjax convert`: a Hugging Face folder to a workdir that trains, generates and chats; and a workdir back."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from tqdm import tqdm
+
+from mmjax import tree
+from mmjax.config import Config, build_model, read_config
+from mmjax.hub.card import model_card
+from mmjax.hub.family import FAMILIES, Family, family, find_family
+from mmjax.hub.folder import HubFolder, read_json
+from mmjax.hub.load import WEIGHTS, specs_of
+from mmjax.hub.table import Move, check, moves, rows_under, theirs_specs, to_ours, to_theirs
+from mmjax.hub.tensors import CheckpointError, SafetensorsFolder, SafetensorsWriter, Spec, Tensors
+from mmjax.nn.linear import merge_lora
+from mmjax.training.checkpoint import Checkpoints
+from mmjax.training.stages import trained_parameters
+from mmjax.workdir import load_config, save_config
+
+KEPT = "hub"  # where a converted workdir keeps the files that came with the weights
+KEPT_FILES = ("*.json", "*.jinja", "tokenizer.model", "*.txt")
+CONFIG = '''"""Made by `mmjax convert` from {source}.
+
+    mmjax train --config {folder}/config.py --config.sft.data.sources.main.path=MY.jsonl --workdir {folder}
+"""
+
+import json
+import pathlib
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    return ConfigDict(json.loads(pathlib.Path(__file__).with_name("config.json").read_text()))
+'''
+
+
+def convert(source: str | Path, target: str | Path, model_type: str = "") -> None:
+    """Converts whichever way `source` asks for: a workdir to a Hugging Face folder, such a folder to a workdir.
+
+    Args:
+      model_type: the family to write, where the workdir did not come from one.
+
+    Raises:
+      CheckpointError: what `source` holds cannot be converted, and why.
+    """
+    source, target = Path(source).expanduser(), Path(target).expanduser()
+    if target.exists() and any(target.iterdir()):
+        raise CheckpointError(f"{target}: is not empty; give a new folder.")
+    if "stages" in read_json(source / "config.json"):
+        export_workdir(source, target, model_type)
+    else:
+        import_folder(source, target)
+
+
+def import_folder(source: Path, target: Path) -> None:
+    """A Hugging Face folder to a workdir, one tensor at a time."""
+    folder = HubFolder(source)
+    section = model_section(folder)
+    raw = workdir_config(folder, section, target)
+    shapes = parameter_shapes(read_config(raw))
+    part = f"{folder.family.part}/" if folder.family.part else ""
+    plan = moves(rows_under(part, "", folder.family.rows(folder.spec)), shapes)
+    check(plan, shapes, folder.tensors.specs, folder.family.ignored, str(source))
+    # Weights keep the dtype they came in.
+    dtypes = {path: folder.tensors.specs[move.theirs[0]].dtype for move in plan for path in move.ours}
+    specs = {path: Spec(spec.shape, dtypes[path]) for path, spec in specs_of(shapes).items()}
+    with SafetensorsWriter(target / WEIGHTS, specs) as writer:
+        for move in _progress(plan, "import"):
+            for path, array in to_ours(move, folder.tensors):
+                writer.put(path, array, move.index)
+    kept = target / KEPT
+    kept.mkdir()
+    for pattern in KEPT_FILES:
+        for file in source.glob(pattern):
+            if not file.name.endswith(".index.json"):
+                shutil.copyfile(file, kept / file.name)
+    save_config(raw, target)
+    (target / "config.py").write_text(CONFIG.format(source=source.name, folder=target))
+
+
+def export_workdir(source: Path, target: Path, model_type: str = "") -> None:
+    """What a workdir has trained, or was made from, to a folder that `transformers` and vLLM load."""
+    config = load_config(source)
+    kept = source / KEPT
+    before = read_json(kept / "config.json") if (kept / "config.json").exists() else {}
+    chosen = _family(before, model_type, source)
+    parameters = newest_parameters(config, source)
+    part = f"{chosen.part}/" if chosen.part else ""
+    flat = {p.removeprefix(part): spec for p, spec in parameters.specs.items() if p.startswith(part)}
+    spec = config.model
+    for key in chosen.part.split("/") if chosen.part else ():
+        spec = spec[key]
+    plan = moves(chosen.rows(spec), tree.unflatten(flat))
+    if unnamed := sorted(set(flat) - {path for move in plan for path in move.ours}):
+        raise CheckpointError(
+            f"{source}: the family {chosen.model_type} has no tensor for {', '.join(unnamed[:20])}."
+        )
+    specs = theirs_specs(plan, flat)
+    with SafetensorsWriter(target, specs) as writer:
+        for move in _progress(plan, "export"):
+            prefixed = Move(tuple(part + path for path in move.ours), move.theirs, move.index, move.op)
+            for name, array in to_theirs(prefixed, parameters):
+                writer.put(name, array)
+    for file in kept.iterdir() if kept.exists() else ():
+        shutil.copyfile(file, target / file.name)
+    dtype = str(next(iter(specs.values())).dtype)
+    made = {**chosen.config(spec), "architectures": [chosen.architecture], "model_type": chosen.model_type}
+    (target / "config.json").write_text(json.dumps(_over(before, made) | {"dtype": dtype}, indent=2))
+    (target / "README.md").write_text(model_card(config.model, chosen, source.name, specs))
+    logging.info("%s: %s, %d tensors.", target, chosen.architecture, len(specs))
+
+
+def model_section(folder: HubFolder) -> dict[str, Any]:
+    """The `model` section of a config for a folder's model."""
+    if folder.family.part == "":
+        return folder.spec
+    if folder.family.part == "backbone":
+        return dict(encoders={}, projectors={}, backbone=folder.spec, fusion="splice")
+    raise CheckpointError(
+        f"{folder.path}: is {folder.family.part} alone ({folder.family.model_type}). Give it to a model: "
+        f"c.load = [({folder.family.part!r}, 'hf:{folder.path}')]."
+    )
+
+
+def workdir_config(folder: HubFolder, section: Mapping[str, Any], target: Path) -> dict[str, Any]:
+    """A config that talks with the model as it is, and trains all of it on `sft.data.sources.main.path`."""
+    return dict(
+        seed=0,
+        data_dir="data",
+        model=section,
+        tokenizer=tokenizer_section(folder, target),
+        stages=["sft"],
+        sft=dict(
+            data=dict(
+                length=min(folder.config.get("max_position_embeddings") or 2048, 2048),
+                pack=True,
+                too_long="truncate",
+                template="bare",
+                bidirectional_images=False,
+                media=dict(
+                    slots=4 if section["encoders"] else 0, size=224, resize="stretch", max_pixels=64_000_000
+                ),
+                sources=dict(main=dict(path="", root="", weight=1.0)),
+                max_refused=0.01,
+                workers=8,
+                threads=4,
+            ),
+            batch=32,
+            steps=1000,
+            losses=dict(next_token=dict(type="objectives.language.next_token", weight=1.0)),
+            trainable=["."],
+            lora=[],
+            optimizer=dict(
+                type="adamw",
+                lr=2e-5,
+                schedule="cosine",
+                warmup=0.03,
+                final=0.0,
+                b1=0.9,
+                b2=0.999,
+                eps=1e-8,
+                weight_decay=0.0,
+                clip=1.0,
+                lr_factors=[(".*", 1.0)],
+                decay=[(".*", False)],
+            ),
+            accumulate=1,
+            ema=0.0,
+            valid=None,
+            log_every=10,
+            save_every=500,
+        ),
+        evaluation=None,
+        mesh=dict(fsdp=-1),
+        precision=dict(param_dtype="float32", compute_dtype="float32", frozen_dtype="float32"),
+        remat=False,
+        scan=True,
+        max_skipped=10,
+        keep=1,
+        wandb=None,
+        load=[("", f"mmjax:{target}")],
+    )
+
+
+def tokenizer_section(folder: HubFolder, target: Path) -> dict[str, Any]:
+    """The `tokenizer` section for a folder's tokenizer.json or tokenizer.model."""
+    kept = target / KEPT
+    if (folder.path / "tokenizer.json").exists():
+        file = folder.path / "tokenizer_config.json"
+        settings = read_json(file) if file.exists() else {}
+        roles = {role: _content(settings.get(f"{role}_token")) for role in ("bos", "eos", "pad")}
+        return dict(type="data.tokenizer.HFTokenizer", path=str(kept / "tokenizer.json"), **roles)
+    if (folder.path / "tokenizer.model").exists():
+        return dict(type="data.tokenizer.SentencePiece", path=str(kept / "tokenizer.model"))
+    raise CheckpointError(f"{folder.path}: has neither tokenizer.json nor tokenizer.model.")
+
+
+def parameter_shapes(config: Config) -> dict[str, Any]:
+    """Shapes and dtypes of the parameters of a config's model. No computation runs."""
+    return jax.eval_shape(build_model(config, 0).init, jax.random.key(0))
+
+
+class Arrays:
+    """Parameters in memory, with the interface of Tensors."""
+
+    def __init__(self, params: tree.Tree):
+        self._arrays = tree.flatten(params)
+        self.specs = specs_of(params)
+
+    def read(self, name: str, index: int | None = None) -> np.ndarray:
+        return np.asarray(self._arrays[name] if index is None else self._arrays[name][index])
+
+
+def newest_parameters(config: Config, workdir: Path) -> Tensors:
+    """The parameters of the last stage that has any, adapters merged; else those that the workdir came with."""
+    for stage in reversed(config.stages):
+        if (workdir / stage.name / "checkpoints").exists():
+            with Checkpoints(workdir / stage.name / "checkpoints", keep=config.keep) as checkpoints:
+                return Arrays(merge_lora(trained_parameters(checkpoints)))
+    return SafetensorsFolder(workdir / WEIGHTS)
+
+
+def _family(before: Mapping[str, Any], model_type: str, source: Path) -> Family:
+    if model_type or not before:
+        if model_type not in FAMILIES:
+            raise CheckpointError(
+                f"{source}: --family={model_type!r}: say which of {', '.join(FAMILIES)} to write."
+            )
+        return family(model_type)
+    return find_family(before, str(source / KEPT / "config.json"))
+
+
+def _over(before: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """`before` with the keys of `new`, section by section."""
+    merged = dict(before)
+    for key, value in new.items():
+        nested = isinstance(value, Mapping) and isinstance(before.get(key), Mapping)
+        merged[key] = _over(before[key], value) if nested else value
+    return merged
+
+
+def _content(token: Any) -> str | None:
+    return token["content"] if isinstance(token, Mapping) else token
+
+
+def _progress(plan: list[Move], what: str) -> Iterable[Move]:
+    return tqdm(plan, desc=what, unit=" tensors", mininterval=1)

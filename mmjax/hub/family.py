@@ -1,0 +1,121 @@
+"""A model family of Hugging Face: its config to a model section and back, and its table of names."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mmjax.build import resolve, suggest
+from mmjax.hub.table import Row
+from mmjax.hub.tensors import CheckpointError
+
+Json = Mapping[str, Any]
+
+# config.json's `model_type` -> where its Family stands.
+FAMILIES = {
+    "llama": "mmjax.hub.text.LLAMA",
+    "mistral": "mmjax.hub.text.MISTRAL",
+    "qwen2": "mmjax.hub.text.QWEN2",
+    "qwen3": "mmjax.hub.text.QWEN3",
+    "clip": "mmjax.hub.vision.CLIP",
+    "clip_vision_model": "mmjax.hub.vision.CLIP_VISION",
+    "siglip": "mmjax.hub.vision.SIGLIP",
+    "siglip_vision_model": "mmjax.hub.vision.SIGLIP_VISION",
+    "llava": "mmjax.hub.llava.LLAVA",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """model_type, architecture: what config.json calls the family and its class.
+
+    spec: config.json -> our `model` section, or its part (the backbone of a text family, the encoder of a
+      vision family), all keys that matter spelled out.
+    config: that section or part -> config.json, without what the fields above say.
+    rows: (that section or part) -> the table, paths from the part down, names as `transformers` saves them.
+    part: where that part stands in the model: 'backbone', 'encoders/image', or '' for a whole model.
+    renames: (regex, replacement) applied to a checkpoint's names: what older files call things.
+    ignored: regexes of tensors that no parameter stands for: buffers, other towers.
+    """
+
+    model_type: str
+    architecture: str
+    spec: Callable[[Json], dict[str, Any]]
+    config: Callable[[Json], dict[str, Any]]
+    rows: Callable[[Json], list[Row]]
+    part: str
+    renames: tuple[tuple[str, str], ...] = ()
+    ignored: tuple[str, ...] = ()
+
+
+def find_family(config: Json, where: str) -> Family:
+    """The family of a config.json. Raises CheckpointError if there is none here."""
+    name = config.get("model_type")
+    if not isinstance(name, str) or name not in FAMILIES:
+        raise CheckpointError(
+            f"{where}: model_type {name!r} is no family known here" + suggest(str(name), FAMILIES)
+        )
+    return family(name)
+
+
+def family(model_type: str) -> Family:
+    """The family of that model_type."""
+    module, _, attribute = FAMILIES[model_type].rpartition(".")
+    return getattr(importlib.import_module(module), attribute)
+
+
+# Our (class, variant without its size) -> the family that writes such a part.
+PARTS = {
+    ("backbones.decoder.Decoder", "llama"): "llama",
+    ("backbones.decoder.Decoder", "qwen2"): "qwen2",
+    ("backbones.decoder.Decoder", "qwen3"): "qwen3",
+    ("encoders.vit.ViT", "clip"): "clip_vision_model",
+    ("encoders.vit.ViT", "siglip"): "siglip_vision_model",
+}
+
+
+def family_of(spec: Json) -> Family:
+    """The family that a part of ours is one of. Raises CheckpointError if there is none."""
+    key = spec["type"], str(spec.get("variant")).partition("-")[0]
+    if key not in PARTS:
+        raise CheckpointError(f"{key[0]}, variant {key[1]!r}: no family of Hugging Face that is known here.")
+    return family(PARTS[key])
+
+
+def config_of(spec: Json) -> dict[str, Any]:
+    """config.json's section for a part of ours."""
+    found = family_of(spec)
+    return {"model_type": found.model_type, **found.config(spec)}
+
+
+def complete(spec: Json) -> dict[str, Any]:
+    """A part's spec with its variant's keys and its class's defaults spelled out."""
+    spec = dict(spec)
+    cls = resolve(spec.pop("type"))
+    variant = spec.pop("variant", None)
+    table = getattr(inspect.getmodule(cls), "VARIANTS", {})
+    return {**(table[variant] if variant else {}), **spec}
+
+
+ACTIVATIONS = {  # ours -> Hugging Face's
+    "gelu": "gelu",
+    "gelu_tanh": "gelu_pytorch_tanh",
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
+    "relu2": "relu2",
+    "silu": "silu",
+}
+_ALIASES = {"gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "swish": "silu"}
+
+
+def activation(theirs: str) -> str:
+    """Our name of an activation. Raises CheckpointError if there is none."""
+    ours = {value: key for key, value in ACTIVATIONS.items()} | _ALIASES
+    if theirs not in ours:
+        raise CheckpointError(
+            f"config.json: the activation {theirs!r} is not known here; known: {', '.join(ours)}."
+        )
+    return ours[theirs]

@@ -1,0 +1,62 @@
+"""A Hugging Face checkpoint folder: its config, its family, and its tensors under that family's names."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmjax.hub.family import Family, find_family
+from mmjax.hub.tensors import CheckpointError, SafetensorsFolder, Spec
+
+
+class Renamed:
+    """Tensors under other names: those that `transformers` saves today."""
+
+    def __init__(self, tensors: SafetensorsFolder, renames: tuple[tuple[str, str], ...]):
+        self._tensors, self._names = tensors, {}
+        for name in tensors.specs:
+            new = name
+            for pattern, replacement in renames:
+                new = re.sub(pattern, replacement, new)
+            self._names[new] = name
+        self.specs: Mapping[str, Spec] = {new: tensors.specs[old] for new, old in self._names.items()}
+
+    def read(self, name: str, index: int | None = None) -> np.ndarray:
+        return self._tensors.read(self._names[name], index)
+
+
+class HubFolder:
+    """path: the folder. config: its config.json. family: that config's. spec: the model section, or its part."""
+
+    def __init__(self, path: str | os.PathLike[str]):
+        """
+        Raises:
+          CheckpointError: no folder, no config.json, a family not known here, or tensors that cannot be read.
+        """
+        self.path = Path(path)
+        self.config = read_json(self.path / "config.json")
+        self.family: Family = find_family(self.config, str(self.path / "config.json"))
+        try:
+            self.spec = self.family.spec(self.config)
+        except KeyError as error:
+            raise CheckpointError(f"{self.path / 'config.json'}: has no key {error}.") from error
+        self.tensors = Renamed(SafetensorsFolder(self.path), self.family.renames)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object. Raises CheckpointError, naming the file, if there is none."""
+    try:
+        found = json.loads(file.read_text())
+    except OSError as error:
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror or error}.") from error
+    except ValueError as error:
+        raise CheckpointError(f"{file}: is no JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{file}: holds no JSON object.")
+    return found

@@ -1,0 +1,137 @@
+"""Pretrained parts into a model: `load = [('backbone', 'hf:PATH'), ('encoders/image', 'hf:PATH'), ...]`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from mmjax import tree
+from mmjax.hub.folder import HubFolder
+from mmjax.hub.table import Move, Row, check, made_shapes, moves, to_ours
+from mmjax.hub.tensors import CheckpointError, SafetensorsFolder, Spec, Tensors
+
+VOCABULARY = ("embedding", "head/kernel", "head/bias")  # the backbone's leaves with an axis for the vocabulary
+WEIGHTS = "weights"  # where a converted workdir keeps its parameters
+
+
+def load_parts(rules: Sequence[tuple[str, str]], shapes: tree.Tree, shardings: tree.Tree) -> dict[str, Any]:
+    """The parameters that the rules name, read one tensor at a time straight onto their devices.
+
+    Args:
+      rules: (part, source). A part is a path of the model ('backbone', 'encoders/image', or '' for all of it).
+        A source is 'hf:FOLDER', a Hugging Face checkpoint, or 'mmjax:WORKDIR', what `mmjax convert` made.
+      shapes, shardings: of the whole model's parameters.
+
+    Returns:
+      Those parts of the tree, nothing else.
+
+    Raises:
+      CheckpointError: no such part or source, or tensors that do not fit: all of them in one message.
+    """
+    flat, places = tree.flatten(shapes), tree.flatten(shardings)
+    loaded: dict[str, Any] = {}
+    for part, source in rules:
+        prefix = f"{part}/" if part else ""
+        wanted = {path.removeprefix(prefix): leaf for path, leaf in flat.items() if path.startswith(prefix)}
+        if not wanted:
+            raise CheckpointError(
+                f"load: the model has no part {part!r}; its parts are {', '.join(_parts(flat))}."
+            )
+        tensors, rows, ignored = open_source(source, part)
+        plan = moves(rows, wanted)
+        fitted = {path: _as_saved(path, leaf, plan, tensors) for path, leaf in wanted.items()}
+        check(plan, tree.unflatten(fitted), tensors.specs, ignored, f"load: {source}")
+        by_path: dict[str, list[Move]] = {path: [] for path in wanted}
+        for move in plan:
+            for path in move.ours:
+                by_path[path].append(move)
+        for path, leaf in wanted.items():
+            loaded[prefix + path] = _place(path, by_path[path], tensors, fitted[path], leaf, places[prefix + path])
+    return tree.unflatten(loaded)
+
+
+def open_source(source: str, part: str) -> tuple[Tensors, list[Row], tuple[str, ...]]:
+    """(tensors, table from `part` down, names to leave aside) of a source."""
+    kind, _, path = source.partition(":")
+    if kind == "hf":
+        folder = HubFolder(Path(path).expanduser())
+        return folder.tensors, *_of_part(folder, part)
+    if kind == "mmjax":
+        folder = Path(path).expanduser() / WEIGHTS
+        if not folder.is_dir():
+            raise CheckpointError(f"load: {path} has no {WEIGHTS}/; `mmjax convert` makes it.")
+        tensors = SafetensorsFolder(folder)
+        prefix = f"{part}/" if part else ""
+        rows = [Row(name.removeprefix(prefix), name) for name in tensors.specs if name.startswith(prefix)]
+        return tensors, rows, (rf"^(?!{prefix})",) if part else ()
+    raise CheckpointError(f"load: {source!r} begins neither with 'hf:' nor with 'mmjax:'.")
+
+
+def _of_part(folder: HubFolder, part: str) -> tuple[list[Row], tuple[str, ...]]:
+    """The folder's table for a part of a model, and the names to leave aside."""
+    family, rows = folder.family, folder.family.rows(folder.spec)
+    if family.part == part or (family.part and family.part.split("/")[0] == part.split("/")[0]):
+        return rows, family.ignored
+    if family.part:
+        raise CheckpointError(
+            f"load: {folder.path} is {family.part} ({family.model_type}), not {part or 'a whole model'}."
+        )
+    prefix = f"{part}/"
+    inside = [row for row in rows if all(path.startswith(prefix) for path in row.ours)]
+    rows = [Row(tuple(path.removeprefix(prefix) for path in row.ours), row.theirs, row.op) for row in inside]
+    return rows, (".*",)  # the rest of a whole model is no surplus
+
+
+def _as_saved(path: str, leaf: Any, plan: Sequence[Move], tensors: Tensors) -> Any:
+    """The leaf's shape with the checkpoint's vocabulary, where that is smaller."""
+    if path.removeprefix("backbone/") not in VOCABULARY:
+        return leaf
+    axis = 1 if path.endswith("kernel") else 0
+    for move in plan:
+        if path in move.ours and all(name in tensors.specs for name in move.theirs):
+            size = made_shapes(move, tensors.specs)[move.ours.index(path)][axis]
+            if size < leaf.shape[axis]:
+                shape = (*leaf.shape[:axis], size, *leaf.shape[axis + 1 :])
+                return jax.ShapeDtypeStruct(shape, leaf.dtype)
+    return leaf
+
+
+def _place(path: str, plan: Sequence[Move], tensors: Tensors, saved: Any, leaf: Any, sharding: Any) -> jax.Array:
+    """One parameter on its devices: each process reads what its devices hold of it."""
+
+    def part(move: Move) -> np.ndarray:
+        found = dict(to_ours(move, tensors))[path]
+        for axis, (have, want) in enumerate(zip(saved.shape, leaf.shape, strict=True)):
+            if have < want:
+                # New tokens start as the mean of the old ones: as likely as any, and on their scale.
+                mean = found.astype(np.float32).mean(axis, keepdims=True).astype(found.dtype)
+                found = np.concatenate([found, np.repeat(mean, want - have, axis)], axis)
+        return found
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        if plan[0].index is None:
+            return np.asarray(part(plan[0])[index], leaf.dtype)
+        layers = plan[index[0]]
+        out = None
+        for i, move in enumerate(layers):
+            one = part(move)[index[1:]]
+            out = np.empty((len(layers), *one.shape), leaf.dtype) if out is None else out
+            out[i] = one
+        return out
+
+    return jax.make_array_from_callback(leaf.shape, sharding, read)
+
+
+def _parts(flat: Any) -> list[str]:
+    return sorted(
+        {path.split("/")[0] if path.startswith("backbone") else "/".join(path.split("/")[:2]) for path in flat}
+    )
+
+
+def specs_of(shapes: tree.Tree) -> dict[str, Spec]:
+    """Shapes and dtypes of a parameter tree, by path."""
+    return {path: Spec(tuple(leaf.shape), np.dtype(leaf.dtype)) for path, leaf in tree.flatten(shapes).items()}

@@ -1,0 +1,244 @@
+"""Tensors on disk: safetensors folders, read and written one tensor at a time.
+
+Nothing here unpickles: a checkpoint is names, shapes and numbers, and what is anything else is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Protocol
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+INDEX = "model.safetensors.index.json"
+SHARD_BYTES = 5_000_000_000
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used: names the file, and what is wrong with it."""
+
+
+class Spec(NamedTuple):
+    """Shape and dtype of a tensor, before it is read."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+class Tensors(Protocol):
+    """Named tensors that are read one at a time. specs: of all of them."""
+
+    specs: Mapping[str, Spec]
+
+    def read(self, name: str, index: int | None = None) -> np.ndarray:
+        """A tensor, or its part [index] alone."""
+
+
+class SafetensorsFolder:
+    """The tensors of a safetensors file, or of a folder of them; a shard index, if there is one, is obeyed."""
+
+    def __init__(self, path: str | os.PathLike[str]):
+        """Reads the headers.
+
+        Raises:
+          CheckpointError: missing, damaged, truncated, no safetensors at all, or an index that does not fit.
+        """
+        self.path = Path(path)
+        self._files: dict[str, Path] = {}
+        self.specs: dict[str, Spec] = {}
+        for file in self._list():
+            for name, spec in _read_header(file).items():
+                if name in self._files:
+                    raise CheckpointError(f"{file}: has {name!r}, and so has {self._files[name].name}.")
+                self._files[name], self.specs[name] = file, spec
+
+    def read(self, name: str, index: int | None = None) -> np.ndarray:
+        # Opened anew for each tensor: mapped pages of a file that stays open would count as memory in use.
+        file = self._files[name]
+        try:
+            with safe_open(file, framework="numpy") as opened:
+                return opened.get_tensor(name) if index is None else opened.get_slice(name)[index]
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file}: {name!r} cannot be read: {error}") from error
+
+    def _list(self) -> list[Path]:
+        if self.path.is_file():
+            return [self.path]
+        if not self.path.is_dir():
+            raise CheckpointError(f"{self.path}: no such file or folder.")
+        indices = sorted(self.path.glob("*.safetensors.index.json"))
+        if indices:
+            return _files_of_index(indices[0])
+        files = sorted(self.path.glob("*.safetensors"))
+        if not files:
+            pickled = [file.name for file in sorted(self.path.iterdir()) if file.suffix in PICKLED]
+            hint = (
+                f" {pickled[0]} is a pickle, which is code and never loaded; save it as safetensors."
+                if pickled
+                else ""
+            )
+            raise CheckpointError(f"{self.path}: no .safetensors file in it.{hint}")
+        return files
+
+
+def _files_of_index(index: Path) -> list[Path]:
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index}: is no index of shards: {error!r}") from error
+    files = []
+    for name in names:
+        file = index.parent / str(name)
+        # A link is followed, as in the hub's cache; a name that leaves the folder is not.
+        if Path(name).name != name:
+            raise CheckpointError(f"{index}: {name!r} lies outside the folder.")
+        if not file.exists():
+            raise CheckpointError(f"{index}: the shard {name} is missing.")
+        files.append(file)
+    return files
+
+
+def _read_header(file: Path) -> dict[str, Spec]:
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+            found = {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file}: is no whole safetensors file: {error}") from error
+    for name, (_, dtype) in found.items():
+        if dtype not in DTYPES:
+            raise CheckpointError(f"{file}: {name!r} has dtype {dtype}; known: {', '.join(DTYPES)}.")
+    return {name: Spec(shape, DTYPES[dtype]) for name, (shape, dtype) in found.items()}
+
+
+class SafetensorsWriter:
+    """Writes tensors whose shapes are known before, in any order, whole or part by part: none is held.
+
+    with SafetensorsWriter(folder, specs) as writer:
+        writer.put(name, array)
+        writer.put(stacked_name, part, index)
+
+    The files appear under their names when all is written; after an error, none is left.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        specs: Mapping[str, Spec],
+        metadata: Mapping[str, str] | None = None,
+        shard_bytes: int = SHARD_BYTES,
+    ):
+        """Lays out the shards: `model.safetensors`, or several of at most `shard_bytes` (one tensor at least)
+        with an index, as Hugging Face names them."""
+        self.folder, self.specs = Path(folder), dict(specs)
+        self._shards = _divide(self.specs, shard_bytes)
+        self._metadata = dict(metadata or {})
+        self._places: dict[str, tuple[Path, int]] = {}  # file and the tensor's first byte in it
+        self._left = {name: _bytes(spec) for name, spec in self.specs.items()}
+
+    def __enter__(self) -> SafetensorsWriter:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for number, names in enumerate(self._shards, 1):
+            partial = self.folder / (self._name(number) + ".partial")
+            header, size = _header({name: self.specs[name] for name in names}, self._metadata)
+            begin = len(header)
+            with partial.open("wb") as out:
+                out.write(header)
+                out.truncate(begin + size)
+            for name in names:
+                self._places[name] = partial, begin
+                begin += _bytes(self.specs[name])
+        return self
+
+    def put(self, name: str, array: np.ndarray, index: int | None = None) -> None:
+        """Writes a tensor, or its part [index], cast to its dtype.
+
+        Raises:
+          ValueError: another shape than announced.
+        """
+        spec = self.specs[name]
+        wanted = spec.shape if index is None else spec.shape[1:]
+        if tuple(array.shape) != wanted:
+            raise ValueError(f"{name}: {array.shape} instead of {wanted}.")
+        array = np.ascontiguousarray(array, spec.dtype)
+        file, begin = self._places[name]
+        with file.open("r+b") as out:
+            out.seek(begin + (index or 0) * array.nbytes)
+            out.write(array.reshape(-1).view(np.uint8).data)
+        self._left[name] -= array.nbytes
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        partials = sorted({file for file, _ in self._places.values()})
+        missing = [name for name, left in self._left.items() if left]
+        if kind is not None or missing:
+            for file in partials:
+                file.unlink(missing_ok=True)
+            if kind is None:
+                raise ValueError(f"{self.folder}: {len(missing)} tensors were not written, first {missing[0]!r}.")
+            return
+        for old in (*self.folder.glob("*.safetensors"), *self.folder.glob("*.safetensors.index.json")):
+            old.unlink()
+        for file in partials:
+            file.rename(file.with_suffix(""))
+        if len(self._shards) > 1:
+            total = sum(map(_bytes, self.specs.values()))
+            weight_map = {name: file.with_suffix("").name for name, (file, _) in sorted(self._places.items())}
+            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            (self.folder / INDEX).write_text(json.dumps(index, indent=1))
+
+    def _name(self, number: int) -> str:
+        count = len(self._shards)
+        return "model.safetensors" if count == 1 else f"model-{number:05}-of-{count:05}.safetensors"
+
+
+def _bytes(spec: Spec) -> int:
+    return math.prod(spec.shape) * spec.dtype.itemsize
+
+
+def _divide(specs: Mapping[str, Spec], shard_bytes: int) -> list[list[str]]:
+    shards, filled = [[]], 0
+    for name, spec in specs.items():
+        if shards[-1] and filled + _bytes(spec) > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += _bytes(spec)
+    return shards
+
+
+def _header(specs: Mapping[str, Spec], metadata: Mapping[str, str]) -> tuple[bytes, int]:
+    """The header of a safetensors file, length in front, and how many bytes of tensors follow it."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
+    end = 0
+    for name, spec in specs.items():
+        begin, end = end, end + _bytes(spec)
+        entries[name] = {
+            "dtype": NAMES[np.dtype(spec.dtype)],
+            "shape": list(spec.shape),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text, end
