@@ -20,7 +20,7 @@ TIERS = (
     "training",
     "inference",
     "evaluation plan",
-    "prepare cli __main__",
+    "prepare convert cli __main__",
 )
 # And from these of its own line: `build` is a tool of all, and what is read from a config lies in a workdir.
 NEIGHBOURS = {
@@ -29,7 +29,7 @@ NEIGHBOURS = {
     "data": {"build"},
     "hub": {"model"},
     "workdir": {"config"},
-    "cli": {"prepare"},
+    "cli": {"prepare", "convert"},
     "__main__": {"cli"},
 }
 TIER = {room: i for i, rooms in enumerate(TIERS) for room in rooms.split()}
