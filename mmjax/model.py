@@ -37,7 +37,7 @@ class MultimodalLM:
         params: dict[str, Any] = {"encoders": {}, "projectors": {}}
         tokens = {}
         for name, encoder in self.encoders.items():
-            features, variables = encoder.init_with_output(next(keys), media[name].values[:1, :1])
+            features, variables = encoder.init_with_output(next(keys), _first(media[name].values))
             params["encoders"][name] = variables["params"]
             tokens[name], variables = self.projectors[name].init_with_output(next(keys), features)
             params["projectors"][name] = variables["params"]
@@ -107,7 +107,7 @@ class MultimodalLM:
     def _example(self) -> dict[str, Media]:
         """One empty medium of each modality."""
         return {
-            name: Media(jnp.zeros((1, 1, *encoder.medium_shape()), jnp.uint8), None, None, None)
+            name: Media(_empty(encoder.medium_shape()), None, None, None)
             for name, encoder in self.encoders.items()
         }
 
@@ -138,10 +138,11 @@ class MultimodalLM:
             return jax.lax.dynamic_update_slice(cells, new.astype(cells.dtype), (0, cache.index))
 
         real = segments > 0
+        scalar = positions.max(-1) if positions.ndim == 3 else positions
         cache = cache.replace(
             segments=put(cache.segments, segments),
             steps=put(cache.steps, jnp.where(real, step, 0)),
-            positions=put(cache.positions, jnp.where(real, positions, 0)),
+            positions=put(cache.positions, jnp.where(real, scalar, 0)),
         )
         hidden, (keys, values), media_kv = self._backbone(
             params,
@@ -152,6 +153,18 @@ class MultimodalLM:
             **cross,
         )
         return hidden, cache.replace(keys=keys, values=values, index=cache.index + x.shape[1]), media_kv
+
+
+def _first(values: Any) -> Any:
+    """The first medium of the first row."""
+    return jax.tree.map(lambda leaf: leaf[:1, :1], values)
+
+
+def _empty(shape: tuple[int, ...] | Mapping[str, tuple[int, ...]]) -> Any:
+    """One medium of one row, or of each of its arrays, that is all zeros."""
+    if isinstance(shape, Mapping):
+        return {name: _empty(one) for name, one in shape.items()}
+    return jnp.zeros((1, 1, *shape), jnp.uint8)
 
 
 def _flat(tokens: Mapping[str, jax.Array]) -> jax.Array:

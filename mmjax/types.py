@@ -41,7 +41,8 @@ class Sample:
 class Media:
     """All media of one modality in a batch, and where the text uses them.
 
-    values: [B, M, ...] as decoded: images uint8 [B, M, height, width, 3].
+    values: [B, M, ...] as decoded: images uint8 [B, M, height, width, 3]; or a dict of such arrays, for
+        pictures of their own size: patches uint8 [B, M, N, P * P * 3], grid int32 [B, M, 2] (data/patches.py).
     valid: bool [B, M], False where a slot of the fixed budget is empty.
     slot: int32 [B, T], which of the row's M * K projected tokens stands here (medium * K + k), -1 for text.
     visible: int32 [B, T], which of the row's M media this token may cross-attend to, -1 for none.
@@ -49,7 +50,7 @@ class Media:
         values[0, index[b, m]]. Each of the U is encoded once.
     """
 
-    values: Array
+    values: Array | dict[str, Array]
     valid: Array
     slot: Array
     visible: Array
@@ -62,7 +63,8 @@ class Batch:
 
     tokens: int32 [B, T].
     segments: int32 [B, T], 0 for padding, 1.. for the packed example a token belongs to.
-    positions: int32 [B, T], position of the token within its example.
+    positions: int32 [B, T], position of the token within its example; or [B, T, 3], its time, row and column,
+        all three the same for text (Qwen2-VL's M-RoPE; data/patches.py).
     causal: int32 [B, T], 1 opens a new causal step, 0 continues the block of the token before: its running
         sum gives causal text, bidirectional image blocks and prefix-LM with one mask (nn/masks.py).
     loss_weight: float32 [B, T], weight of this token as a target; 0 for prompts, media and padding.
@@ -83,7 +85,8 @@ class Cache:
 
     keys, values: [L, B, S, H, D]; index: int32 [], the next free cell of S.
     segments, steps: int32 [B, S], the cell's example (0: empty or padding) and its causal step.
-    positions: int32 [B, S], the cell's position within its example (for sliding windows).
+    positions: int32 [B, S], the cell's position within its example (for sliding windows), the largest component
+        of one that has several.
     cross: media projections for gated cross-attention, {} where the model has none.
     """
 

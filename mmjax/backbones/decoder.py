@@ -29,6 +29,8 @@ _LLAMA = dict(
     qk_norm="",
     rope_theta=10_000.0,
     rope_fraction=1.0,
+    rope_sections=(),
+    rope_axial=False,
     attention_softcap=0.0,
     parallel=False,
     post_norm=False,
@@ -118,7 +120,8 @@ class Decoder(BlockShape):
         """Embedded tokens to hidden states.
 
         Args:
-          x: [B, T, D]. positions: int32 [B, T]. mask: bool [B, T, S], over the cache's cells if there is one.
+          x: [B, T, D]. positions: int32 [B, T], or [B, T, C] with rope_sections.
+          mask: bool [B, T, S], over the cache's cells if there is one.
           media: [B, S', D'] to cross-attend to, with media_mask bool [B, T, S'].
           media_kv: instead of media, the keys and values a former call returned.
           cache: types.Cache whose cells from `index` on receive this call's keys and values.

@@ -25,6 +25,8 @@ FAMILIES = {
     "siglip": "mmjax.hub.vision.SIGLIP",
     "siglip_vision_model": "mmjax.hub.vision.SIGLIP_VISION",
     "llava": "mmjax.hub.llava.LLAVA",
+    "qwen2_vl": "mmjax.hub.qwen_vl.QWEN2_VL",
+    "qwen2_5_vl": "mmjax.hub.qwen_vl.QWEN2_5_VL",
 }
 
 

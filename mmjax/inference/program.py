@@ -36,7 +36,8 @@ def pad_tokens(batch: Batch, length: int) -> Batch:
     def pad(x, value):
         # A host's batch stays on the host: padding on the device would compile once for every length.
         module = np if isinstance(x, np.ndarray) else jnp
-        return module.pad(x, ((0, 0), (0, extra)), constant_values=value)
+        widths = ((0, 0), (0, extra), *[(0, 0)] * (x.ndim - 2))
+        return module.pad(x, widths, constant_values=value)
 
     return Batch(
         tokens=pad(batch.tokens, 0),

@@ -48,7 +48,8 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, sof
 class Attention(nn.Module):
     """Projections to queries, keys and values, attention, and the projection back. [B, T, D] -> [B, T, D].
 
-    `qk_norm` names a norm over each head's dimensions ('' for none); `rope_theta` 0 leaves out the rotation.
+    `qk_norm` names a norm over each head's dimensions ('' for none); `rope_theta` 0 leaves out the rotation;
+    `rope_sections`, `rope_axial`: see nn/rope.py.
     """
 
     heads: int
@@ -60,6 +61,8 @@ class Attention(nn.Module):
     norm_eps: float
     rope_theta: float
     rope_fraction: float
+    rope_sections: tuple[int, ...]
+    rope_axial: bool
     attention_softcap: float
     dtype: Any
     param_dtype: Any
@@ -69,7 +72,8 @@ class Attention(nn.Module):
         """Attends from x to `source` (default: x itself).
 
         Args:
-          x: [B, T, D]. source: [B, S, D']. mask: bool [B, T, S] or None. positions: int32 [B, T], for RoPE.
+          x: [B, T, D]. source: [B, S, D']. mask: bool [B, T, S] or None. positions: int32 [B, T] or
+            [B, T, C], for RoPE.
           kv: keys and values projected before, ([B, S, G, Dh], same), instead of `source`.
           update: function (k, v) -> (k, v) that writes them to a cache and returns all that it holds.
 
@@ -84,7 +88,7 @@ class Attention(nn.Module):
             if self.qk_norm and name != "value":
                 y = Norm(self.qk_norm, self.norm_eps, self.param_dtype, name=f"{name}_norm")(y)
             if self.rope_theta and name != "value":
-                y = rotate(y, positions, self.rope_theta, self.rope_fraction)
+                y = rotate(y, positions, self.rope_theta, self.rope_fraction, self.rope_sections, self.rope_axial)
             return constrain(y, "batch", "seq", "heads", None)
 
         q = project("query", x, self.heads)

@@ -26,6 +26,7 @@ class BlockShape(nn.Module):
     mlp_width, activation, gated: the feed-forward part. qkv_bias, out_bias, mlp_bias: which Linears have biases.
     norm, norm_eps: see nn/norm.py. qk_norm: norm of queries and keys per head, '' for none.
     rope_theta, rope_fraction: rotary positions; theta 0 for none. attention_softcap: 0 for none.
+    rope_sections, rope_axial: of positions with several components, () and False for plain ones (nn/rope.py).
     parallel: attention and feed-forward read the same normed input (Phi).
     post_norm: norms after each, too (Gemma 2).
     """
@@ -44,6 +45,8 @@ class BlockShape(nn.Module):
     qk_norm: str
     rope_theta: float
     rope_fraction: float
+    rope_sections: tuple[int, ...]
+    rope_axial: bool
     attention_softcap: float
     parallel: bool
     post_norm: bool

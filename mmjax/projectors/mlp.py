@@ -46,6 +46,7 @@ class MLP(nn.Module):
     depth: number of Linears, with `activation` between them; 1 is LLaVA's linear projector, 2 LLaVA-1.5's
         `mlp2x_gelu` (llava/model/multimodal_projector/builder.py).
     reduce, factor: 'none', 'pixel_shuffle' or 'average' (K = N / factor²), or 'concat' (K = N / factor).
+    hidden: width between the Linears, 0 for `width` (Qwen2-VL's patch merger: that of its input).
     norm: '' or a norm on the output (nn/norm.py): keeps tokens from scratch at the scale an LLM expects.
     """
 
@@ -58,6 +59,7 @@ class MLP(nn.Module):
     norm: str
     dtype: Any
     param_dtype: Any
+    hidden: int = 0
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
@@ -66,5 +68,6 @@ class MLP(nn.Module):
         x = REDUCERS[self.reduce](features, self.factor)
         for i in range(self.depth):
             x = activation(self.activation)(x) if i else x
-            x = Linear(self.width, self.bias, self.dtype, self.param_dtype, name=f"linear_{i}")(x)
+            width = self.width if i + 1 == self.depth else self.hidden or self.width
+            x = Linear(width, self.bias, self.dtype, self.param_dtype, name=f"linear_{i}")(x)
         return Norm(self.norm, 1e-6, self.param_dtype, name="norm")(x) if self.norm else x

@@ -55,6 +55,8 @@ class Perceiver(nn.Module):
                 norm_eps=self.norm_eps,
                 rope_theta=0.0,
                 rope_fraction=0.0,
+                rope_sections=(),
+                rope_axial=False,
                 attention_softcap=0.0,
                 dtype=self.dtype,
                 param_dtype=self.param_dtype,

@@ -38,3 +38,35 @@ def test_products_depend_on_distance_alone(shift):
     moved = products(POSITIONS + shift)
     np.testing.assert_allclose(moved, products(POSITIONS), rtol=1e-3, atol=1e-3)
     assert np.abs(moved - np.einsum("bthd,bshd->bhts", X, X)).max() > 0.5
+
+
+GRID = np.stack([POSITIONS, POSITIONS[:, ::-1], 2 * POSITIONS], axis=-1)
+
+
+def test_sections_turn_by_their_own_component():
+    """M-RoPE: pair 0 of 4 by the first component, pair 1 by the second, pairs 2 and 3 by the third."""
+    found = np.asarray(rotate(X, GRID, 10_000.0, 1.0, sections=(1, 1, 2)))
+    for component, pairs in enumerate(([0, 4], [1, 5], [2, 3, 6, 7])):
+        alone = np.asarray(rotate(X, GRID[:, :, component], 10_000.0, 1.0))
+        np.testing.assert_allclose(found[..., pairs], alone[..., pairs], rtol=1e-5, atol=1e-6)
+
+
+def test_equal_components_are_a_plain_position():
+    equal = np.repeat(POSITIONS[:, :, None], 3, axis=-1)
+    plain = rotate(X, POSITIONS, 10_000.0, 1.0)
+    np.testing.assert_array_equal(rotate(X, equal, 10_000.0, 1.0, sections=(1, 1, 2)), plain)
+    np.testing.assert_array_equal(rotate(X, POSITIONS, 10_000.0, 1.0, sections=(1, 1, 2)), plain)
+
+
+def test_axial_components_have_all_wavelengths_each():
+    """Pairs (0, 4) and (1, 5) turn by the row, as pairs (0, 2) and (1, 3) of a head of 4; the rest by the column."""
+    found = np.asarray(rotate(X, GRID[..., :2], 10_000.0, 1.0, axial=True))
+    for component, dims in enumerate(([0, 1, 4, 5], [2, 3, 6, 7])):
+        alone = rotate(X[..., dims], GRID[:, :, component], 10_000.0, 1.0)
+        np.testing.assert_allclose(found[..., dims], alone, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("sections", [(), (2, 2), (1, 1, 1)])
+def test_sections_that_do_not_fit_are_refused(sections):
+    with pytest.raises(ValueError, match="rope_sections"):
+        rotate(X, GRID, 10_000.0, 1.0, sections=sections)
