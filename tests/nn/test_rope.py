@@ -59,7 +59,7 @@ def test_equal_components_are_a_plain_position():
 
 
 def test_axial_components_have_all_wavelengths_each():
-    """Pairs (0, 4) and (1, 5) turn by the row, as pairs (0, 2) and (1, 3) of a head of 4; the rest by the column."""
+    """Pairs (0, 4), (1, 5) turn by the row, as pairs (0, 2), (1, 3) of a head of 4; the others by the column."""
     found = np.asarray(rotate(X, GRID[..., :2], 10_000.0, 1.0, axial=True))
     for component, dims in enumerate(([0, 1, 4, 5], [2, 3, 6, 7])):
         alone = rotate(X[..., dims], GRID[:, :, component], 10_000.0, 1.0)
