@@ -41,11 +41,13 @@ class Sample:
 class Media:
     """All media of one modality in a batch, and where the text uses them.
 
-    values: [B, M, ...] as decoded: images uint8 [B, M, height, width, 3]; or a dict of such arrays, for
-        pictures of their own size: patches uint8 [B, M, N, P * P * 3], grid int32 [B, M, 2] (data/patches.py).
+    values: [B, M, ...] as decoded: images uint8 [B, M, height, width, 3]. A picture is one medium, or several: its
+        tiles, in slots next to one another (data/views.py). Or a dict of such arrays, for pictures of their own
+        size: patches uint8 [B, M, N, P * P * 3] and grid int32 [B, M, 2] (data/patches.py).
     valid: bool [B, M], False where a slot of the fixed budget is empty.
     slot: int32 [B, T], which of the row's M * K projected tokens stands here (medium * K + k), -1 for text.
-    visible: int32 [B, T], which of the row's M media this token may cross-attend to, -1 for none.
+    visible: int32 [B, T], which of the row's M media this token may cross-attend to, -1 for none; of a picture in
+        tiles, which is spliced and never attended to, the first.
     index: None, or int32 [B, M] where rows share media: values is [1, U, ...] then, and slot m of row b holds
         values[0, index[b, m]]. Each of the U is encoded once.
     """

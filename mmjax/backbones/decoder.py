@@ -34,6 +34,7 @@ _LLAMA = dict(
     attention_softcap=0.0,
     parallel=False,
     post_norm=False,
+    layer_scale=0.0,
     max_positions=0,
     embed_scale=1.0,
     tied=False,

@@ -7,6 +7,7 @@ rendered conversation; which of the tokens are targets follows from where in tha
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
@@ -17,6 +18,7 @@ import numpy as np
 from mmjax.data.quarantine import BadRecord
 from mmjax.data.templates import find_template
 from mmjax.data.tokenizer import Tokenizer
+from mmjax.data.views import Layout, Token
 from mmjax.types import Sample, Turn
 
 MARK = "<image>"
@@ -29,7 +31,7 @@ class Encoded:
     """One example of T tokens, or several that share their pictures.
 
     tokens, causal, slot, visible: int32 [T]; loss_weight: float32 [T]; all as in types.Batch and types.Media.
-    media_count: number of pictures whose spans stand in the tokens.
+    pictures: int [P, 3], for each picture in the tokens, where it begins and ends, and the media slots it takes.
     cut: number of tokens left out at the end, to fit a row.
     segments: int [T], from 0, which of the examples a token belongs to; positions restart with each.
     """
@@ -39,7 +41,7 @@ class Encoded:
     causal: np.ndarray
     slot: np.ndarray
     visible: np.ndarray
-    media_count: int
+    pictures: np.ndarray
     cut: int = 0
     segments: np.ndarray | None = None
 
@@ -49,6 +51,11 @@ class Encoded:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    @property
+    def media_count(self) -> int:
+        """Media slots that the pictures take."""
+        return int(self.pictures[:, 2].sum())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,11 +81,13 @@ class Chat:
         """
         Args:
           template: a name in templates.TEMPLATES.
-          span: number of tokens a picture takes in the text.
-          splice: whether projected features replace these tokens (slot = picture * span + k), or the text only
+          span: number of projected tokens of a medium; a picture takes as many in the text, unless a Layout says
+            otherwise.
+          splice: whether projected features replace these tokens (slot = medium * span + k), or the text only
             marks the place and looks at the picture by cross-attention (slot = -1).
-          bidirectional_images: whether the tokens of a picture see one another.
-          image_token: name of the token that stands for a picture.
+          bidirectional_images: whether the tokens of a picture, of each stretch of it between special tokens, see
+            one another.
+          image_token: name of the token that stands where projected ones come; wanted once there is a picture.
 
         Raises:
           ValueError: no such template, or the tokenizer lacks a token that it needs.
@@ -86,13 +95,17 @@ class Chat:
         self.template = find_template(template)
         self.tokenizer, self.span, self.splice = tokenizer, span, splice
         self.bidirectional_images = bidirectional_images
-        self._image_id = tokenizer.special(image_token)
+        self._image_token = image_token
         self._names = {"{bos}": tokenizer.bos, "{eos}": tokenizer.eos}
         self._names |= {name: tokenizer.special(name) for name in self.template.specials}
         self._split = re.compile("(" + "|".join(map(re.escape, self._names)) + ")")
         self._parts: dict[tuple[str, float], list[Piece]] = {}  # the template's strings, cut up once
         if "{eos}" in self.template.reply_close and tokenizer.eos is None:
             raise ValueError(f"template: {template!r} ends replies with {{eos}}, which the tokenizer lacks.")
+
+    @functools.cached_property
+    def _image_id(self) -> int:
+        return self.tokenizer.special(self._image_token)
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -105,8 +118,11 @@ class Chat:
         """Texts that end a reply, where the template has no token for that."""
         return () if self.stop_ids else (self.template.reply_close,)
 
-    def encode(self, sample: Sample) -> Encoded:
+    def encode(self, sample: Sample, layouts: Sequence[Layout] = ()) -> Encoded:
         """One training example.
+
+        Args:
+          layouts: how each of its pictures stands in the text (data/views.py); () if each is one medium.
 
         Raises:
           BadRecord: an unknown role, an empty answer, no answer, or marks and pictures that disagree.
@@ -115,10 +131,13 @@ class Chat:
             _check(sample)
         except ValueError as error:
             raise BadRecord(sample.id, str(error)) from error
-        return self._render(self._pieces(sample.turns))
+        return self._render(self._pieces(sample.turns), layouts)
 
-    def encode_prompt(self, turns: Sequence[Turn]) -> Encoded:
+    def encode_prompt(self, turns: Sequence[Turn], layouts: Sequence[Layout] = ()) -> Encoded:
         """The conversation so far, up to where the assistant's reply begins: a prefix of what training saw.
+
+        Args:
+          layouts: as for `encode`.
 
         Raises:
           ValueError: an unknown role.
@@ -126,25 +145,25 @@ class Chat:
         for turn in turns:
             _check_role(turn.role)
         opening = self._marked(self.template.assistant_open, 0.0)
-        return self._render([*self._pieces(turns), *opening])
+        return self._render([*self._pieces(turns), *opening], layouts)
 
     def fit(self, sample: Sample, encoded: Encoded, length: int, media_slots: int, truncate: bool) -> Encoded:
-        """Shortens an example to `length` tokens and `media_slots` pictures, at a point outside any picture.
+        """Shortens an example to `length` tokens and `media_slots` media, at a point outside any picture.
 
         Raises:
           BadRecord: it is too long and `truncate` is False, or no target would be left.
         """
         if len(encoded) <= length and encoded.media_count <= media_slots:
             return encoded
-        what = f"{len(encoded)} tokens and {encoded.media_count} pictures"
+        what = f"{len(encoded)} tokens and {encoded.media_count} media"
         if not truncate:
             raise BadRecord(sample.id, f"has {what}; a row takes {length} and {media_slots}")
-        starts = np.flatnonzero(np.diff(encoded.visible, prepend=-1))  # where each picture's span begins
-        cut = min([length, *starts[media_slots:], *starts[starts + self.span > length]])
+        begins, ends, media = encoded.pictures.T
+        cut = min([length, *begins[np.cumsum(media) > media_slots], *begins[ends > length]])
         arrays = {name: getattr(encoded, name)[:cut] for name in ARRAYS}
-        kept = Encoded(**arrays, media_count=int(np.sum(starts < cut)), cut=len(encoded) - cut)
+        kept = Encoded(**arrays, pictures=encoded.pictures[begins < cut], cut=len(encoded) - cut)
         if not kept.loss_weight.any():
-            reason = f"has {what}; no answer begins within {length} tokens and {media_slots} pictures"
+            reason = f"has {what}; no answer begins within {length} tokens and {media_slots} media"
             raise BadRecord(sample.id, reason)
         return kept
 
@@ -175,19 +194,38 @@ class Chat:
             self._parts[text, weight] = [Piece(part, weight) for part in parts if part not in ("", None)]
         return self._parts[text, weight]
 
-    def _render(self, pieces: Iterable[Piece]) -> Encoded:
+    def _render(self, pieces: Iterable[Piece], layouts: Sequence[Layout]) -> Encoded:
         ids: list[int] = []
         weights: list[float] = []
-        starts: list[int] = []  # where each picture's span begins
+        slots: list[int] = []
+        pictures: list[tuple[int, int, int]] = []
         pending: list[Piece] = []  # text since the last special token
+        ahead, media = iter(layouts), 0
 
         def flush() -> None:
             if pending:
                 opens = not ids or (len(ids) == 1 and ids[0] == self.tokenizer.bos)
-                tokens, targets = self._encode_text(pending, opens)
-                ids.extend(tokens)
-                weights.extend(targets)
+                write(*self._encode_text(pending, opens))
                 pending.clear()
+
+        def write(tokens: list[int], targets: list[float], where: Sequence[int] | None = None) -> None:
+            ids.extend(tokens)
+            weights.extend(targets)
+            slots.extend([-1] * len(tokens) if where is None else where)
+
+        def place(layout: Layout) -> None:
+            begin = len(ids)
+            for part in layout.pieces:
+                if isinstance(part, np.ndarray):
+                    flush()
+                    write([self._image_id] * len(part), [0.0] * len(part), part + media * self.span)
+                elif isinstance(part, Token):
+                    flush()
+                    write([self.tokenizer.special(part)], [0.0])
+                else:
+                    pending.append(Piece(part))
+            flush()
+            pictures.append((begin, len(ids), layout.tiles))
 
         for piece in pieces:
             if isinstance(piece.content, str):
@@ -195,14 +233,13 @@ class Chat:
                 continue
             flush()
             if piece.content is _PICTURE:
-                starts.append(len(ids))
-                ids += [self._image_id] * self.span
-                weights += [0.0] * self.span
+                layout = next(ahead) if layouts else Layout(1, (np.arange(self.span),))
+                place(layout)
+                media += layout.tiles
             else:
-                ids.append(piece.content)
-                weights.append(piece.weight)
+                write([piece.content], [piece.weight])
         flush()
-        return self._arrays(ids, weights, starts)
+        return self._arrays(ids, weights, slots, pictures)
 
     def _encode_text(self, pieces: Sequence[Piece], opens: bool) -> tuple[list[int], list[float]]:
         """Ids and target weights of adjacent texts, tokenised as one string."""
@@ -217,19 +254,22 @@ class Chat:
             return halves[0][0] + halves[1][0], halves[0][1] + halves[1][1]
         return ids, [pieces[bisect_left(bounds, end)].weight for end in ends]
 
-    def _arrays(self, ids: list[int], weights: list[float], starts: list[int]) -> Encoded:
-        slot = np.full(len(ids), -1, np.int32)
+    def _arrays(self, ids: list[int], weights: list[float], slots: list[int], pictures) -> Encoded:
+        slot = np.asarray(slots, np.int32)
         causal = np.ones(len(ids), np.int32)
         visible = np.full(len(ids), -1, np.int32)
-        for medium, start in enumerate(starts):
-            block = slice(start, start + self.span)
-            visible[start:] = medium
-            if self.splice:
-                slot[block] = medium * self.span + np.arange(self.span)
-            if self.bidirectional_images:
-                causal[start + 1 : start + self.span] = 0
+        if self.bidirectional_images:
+            causal[1:][(slot[1:] >= 0) & (slot[:-1] >= 0)] = 0
+        medium = 0
+        for begin, _, tiles in pictures:
+            visible[begin:] = medium
+            causal[begin] = 1  # the token before may be another picture's
+            medium += tiles
+        if not self.splice:
+            slot[:] = -1
+        spans = np.asarray(pictures, np.int64).reshape(-1, 3)
         tokens, loss_weight = np.asarray(ids, np.int32), np.asarray(weights, np.float32)
-        return Encoded(tokens, loss_weight, causal, slot, visible, len(starts))
+        return Encoded(tokens, loss_weight, causal, slot, visible, spans)
 
 
 def _typed(text: str, weight: float) -> list[Piece]:

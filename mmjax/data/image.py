@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import os
 import warnings
-from pathlib import Path
+from collections.abc import Iterator
+from typing import IO
 
 import numpy as np
 from PIL import Image
@@ -26,6 +28,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = (5, 6, 7, 8)
 
 
 # Sizes are checked here, before decoding; Pillow's own, higher limit stays an error.
@@ -59,34 +62,74 @@ class ImageOptions:
 
 
 def load(picture: bytes | os.PathLike[str] | str, options: ImageOptions) -> np.ndarray:
-    """Decodes one picture; of an animation, the first frame.
-
-    Args:
-      picture: encoded bytes, or the path of a file.
+    """Decodes one picture and makes it a square.
 
     Returns:
       uint8 [size, size, 3], RGB.
 
     Raises:
+      ImageError: as for `decode`.
+    """
+    return np.array(to_square(decode(picture, options), options), np.uint8)
+
+
+def decode(picture: bytes | os.PathLike[str] | str, options: ImageOptions) -> Image.Image:
+    """One picture as upright RGB; of an animation, the first frame.
+
+    Args:
+      picture: encoded bytes, or the path of a file.
+
+    Raises:
       ImageError: missing, empty, damaged, truncated, of an unknown format, or of too many pixels.
     """
+    with _opened(picture) as image:
+        check_size(image.size, options)
+        image.load()
+        return to_rgb(image)
+
+
+def upright_size(picture: bytes | os.PathLike[str] | str, options: ImageOptions) -> tuple[int, int]:
+    """(width, height) that `decode` would give. Reads the header alone where that says it all.
+
+    Raises:
+      ImageError: as for `decode`, of what the header tells.
+    """
+    with _opened(picture) as image:
+        check_size(image.size, options)
+        if image.format == "PNG" and not _may_be_turned(image.fp):
+            return image.size  # Pillow would decode it to look for more
+        if image.format == "TIFF":
+            image.load()  # turns it upright by itself
+        width, height = image.size
+        return (height, width) if image.getexif().get(_ORIENTATION) in _SIDEWAYS else (width, height)
+
+
+@contextlib.contextmanager
+def _opened(picture: bytes | os.PathLike[str] | str) -> Iterator[Image.Image]:
+    """Opens a picture without decoding it; whatever goes wrong inside becomes an ImageError."""
     try:
-        data = picture if isinstance(picture, bytes) else Path(picture).read_bytes()
-    except OSError as error:
-        raise ImageError(f"cannot be read: {error.strerror or error}") from error
-    if not data:
-        raise ImageError("has 0 bytes")
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            _check_size(image.size, options)
-            image.load()
-            return np.array(_resize(to_rgb(image), options), np.uint8)
+        if not (len(picture) if isinstance(picture, bytes) else os.stat(picture).st_size):
+            raise ImageError("has 0 bytes")
+        with (
+            io.BytesIO(picture) if isinstance(picture, bytes) else open(picture, "rb") as file,
+            Image.open(file, formats=FORMATS) as image,
+        ):
+            yield image
     except ImageError:
         raise
     except Image.UnidentifiedImageError as error:
         raise ImageError(f"is no picture of a known format ({', '.join(FORMATS)})") from error
     except Exception as error:  # Pillow's decoders raise almost anything on damaged bytes
+        if isinstance(error, OSError) and error.errno is not None:
+            raise ImageError(f"cannot be read: {error.strerror or error}") from error
         raise ImageError(f"cannot be decoded: {type(error).__name__}: {error}") from error
+
+
+def _may_be_turned(file: IO[bytes]) -> bool:
+    """Whether a PNG has a chunk that could hold an orientation, wherever in the file."""
+    file.seek(0)
+    data = file.read()
+    return any(name in data for name in (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp"))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -112,8 +155,8 @@ def dihedral(pixels: np.ndarray, k: int) -> np.ndarray:
     return np.ascontiguousarray(turned[:, ::-1] if k >= 4 else turned)
 
 
-def _check_size(size: tuple[int, int], options: ImageOptions) -> None:
-    """Refuses a picture that is too large, or so narrow that it becomes so on its way to a square."""
+def check_size(size: tuple[int, int], options: ImageOptions) -> None:
+    """Raises ImageError for a picture too large, or so narrow that it becomes so on its way to a square."""
     width, height = size
     longer, shorter = max(size), max(min(size), 1)
     on_the_way = {
@@ -125,7 +168,8 @@ def _check_size(size: tuple[int, int], options: ImageOptions) -> None:
         raise ImageError(f"of {width} x {height} pixels is over the limit of {options.max_pixels} pixels")
 
 
-def _resize(image: Image.Image, options: ImageOptions) -> Image.Image:
+def to_square(image: Image.Image, options: ImageOptions) -> Image.Image:
+    """An RGB picture as one of size x size."""
     size, resample = options.size, RESAMPLE[options.resample]
     width, height = image.size
     if options.resize == "pad" and width != height:

@@ -44,7 +44,7 @@ def make_dataset(
     """Opens the sources of a data spec (spec.py tells its keys), measures every sample and plans the rows.
 
     Args:
-      span, splice: how a picture stands in the text, as for chat.Chat.
+      span, splice: how a medium stands in the text, as for chat.Chat.
       rows: number of rows to plan, steps x batch; None for one pass over everything.
       data_dir: where `mmjax prepare` has put the corpora.
       quarantine: file that refused records are written to.
@@ -54,6 +54,7 @@ def make_dataset(
       TooManyBadRecords: a source has lost more than `max_refused` of its records.
     """
     checked = read_spec(spec)
+    views = checked.media.make_views()
     feeds = []
     for name, part in checked.sources.items():
         try:
@@ -62,12 +63,23 @@ def make_dataset(
             kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
             raise kind(f"data.sources.{name}.{error}") from error
         template = part.template or checked.template
-        chat = Chat(template, tokenizer, span, splice, checked.bidirectional_images)
-        feeds.append(Feed(name, source, chat, part.augment, part.turns))
+        chat = make_chat(checked, tokenizer, span, splice, template)
+        feeds.append(Feed(name, source, chat, views, part.augment, part.turns))
     bad = Quarantine(quarantine, {feed.name: len(feed.source) for feed in feeds}, checked.max_refused)
     lengths = [measure(feed, checked, bad, checked.sources[feed.name].weight) for feed in feeds]
     plan = make_plan(lengths, rows, checked.length, checked.media.slots, seed, checked.pack)
     return Dataset(Rows(checked, feeds, plan, seed, bad))
+
+
+def make_chat(spec: DataSpec, tokenizer: Tokenizer, span: int, splice: bool, template: str) -> Chat:
+    """How conversations of a data spec are written down.
+
+    Raises:
+      ValueError: as for chat.Chat; views of several tiles where the model takes one medium at a time.
+    """
+    if spec.media.make_views().sized and not splice:
+        raise ValueError(f"data.media.views: {spec.media.views['type']} wants a model with fusion='splice'.")
+    return Chat(template, tokenizer, span, splice, spec.bidirectional_images, spec.media.token)
 
 
 def measure(feed: Feed, spec: DataSpec, bad: Quarantine, weight: float) -> Lengths:

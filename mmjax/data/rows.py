@@ -13,34 +13,39 @@ from mmjax.data.packing import Plan
 from mmjax.data.quarantine import BadRecord, Quarantine
 from mmjax.data.sources import Source
 from mmjax.data.spec import DataSpec
+from mmjax.data.views import Layout, Views, layouts
 from mmjax.types import Batch, Media, Sample, Turn
 
 
 @dataclasses.dataclass(frozen=True)
 class Feed:
-    """One source of the mixture and how its samples are written down."""
+    """One source of the mixture and how its samples are written down and their pictures cut."""
 
     name: str
     source: Source
     chat: Chat
+    views: Views
     augment: str
     turns: str
 
     def encode(self, index: int, spec: DataSpec) -> tuple[Sample, Encoded]:
         """A sample and its tokens, at most a row of them. Raises BadRecord if it cannot be used."""
         sample = self.source[index]
-        if self.turns == "apart":
-            return sample, self._encode_apart(sample, spec)
-        return sample, self._fit(sample, spec)
+        try:
+            found = layouts(self.views, sample.images, self.chat.span)
+        except images.ImageError as error:
+            raise BadRecord(sample.id, f"a picture {error}") from error
+        encode = self._encode_apart if self.turns == "apart" else self._fit
+        return sample, encode(sample, found, spec)
 
-    def _fit(self, sample: Sample, spec: DataSpec) -> Encoded:
-        encoded = self.chat.encode(sample)
+    def _fit(self, sample: Sample, found: Sequence[Layout], spec: DataSpec) -> Encoded:
+        encoded = self.chat.encode(sample, found)
         return self.chat.fit(sample, encoded, spec.length, spec.media.slots, spec.too_long == "truncate")
 
-    def _encode_apart(self, sample: Sample, spec: DataSpec) -> Encoded:
+    def _encode_apart(self, sample: Sample, found: Sequence[Layout], spec: DataSpec) -> Encoded:
         """Each question with its answer as an example of its own, all about the pictures of the first question:
         the same media slots, encoded once. What a row has no room for is left out, question by question."""
-        parts = [self._fit(part, spec) for part in _questions(sample)]
+        parts = [self._fit(part, found, spec) for part in _questions(sample)]
         ends = np.cumsum([len(part) for part in parts])
         kept = parts[: max(1, int(np.searchsorted(ends, spec.length, side="right")))]
         if len(kept) < len(parts) and spec.too_long != "truncate":
@@ -48,7 +53,7 @@ class Feed:
         arrays = {name: np.concatenate([getattr(part, name) for part in kept]) for name in ARRAYS}
         segments = np.repeat(np.arange(len(kept)), [len(part) for part in kept])
         cut = int(ends[-1]) - len(segments)
-        return Encoded(**arrays, media_count=kept[0].media_count, cut=cut, segments=segments)
+        return Encoded(**arrays, pictures=kept[0].pictures, cut=cut, segments=segments)
 
 
 def _questions(sample: Sample) -> list[Sample]:
@@ -87,11 +92,11 @@ class Rows:
             room = (self.spec.length - begin, self.spec.media.slots - media)
             example = self._example(feed, index, room, seed=(self.seed, r, number))
             if example is not None:
-                encoded, pictures = example
+                encoded, pixels = example
                 _place(row, encoded, begin, media, feed.chat.span)
-                for k, pixels in enumerate(pictures, media):
-                    row.media["image"].values[k] = pixels
-                    row.media["image"].valid[k] = True
+                if len(pixels):
+                    row.media["image"].values[media : media + len(pixels)] = pixels
+                    row.media["image"].valid[media : media + len(pixels)] = True
                 begin, media = begin + len(encoded), media + encoded.media_count
         return row
 
@@ -115,9 +120,10 @@ class Rows:
 
     def _example(
         self, feed: Feed, index: int, room: tuple[int, int], seed: tuple[int, ...]
-    ) -> tuple[Encoded, list[np.ndarray]] | None:
-        """A sample's tokens and pictures; without targets and pictures if one of these cannot be decoded; None
-        for a sample that is not what it was when the rows were planned. Both are noted in the quarantine."""
+    ) -> tuple[Encoded, np.ndarray] | None:
+        """A sample's tokens and media uint8 [n, size, size, 3]; without targets and media if a picture cannot be
+        decoded; None for a sample that is not what it was when the rows were planned. Both are noted in the
+        quarantine."""
         try:
             sample, encoded = feed.encode(index, self.spec)
             if len(encoded) > room[0] or encoded.media_count > room[1]:
@@ -125,19 +131,23 @@ class Rows:
         except BadRecord as error:
             self.quarantine.add(feed.name, error)
             return None
+        views = feed.views
         try:
-            pictures = [images.load(p, self.spec.media.options) for p in sample.images[: encoded.media_count]]
+            pictures = [views.cut(images.decode(p, views.options)) for p in sample.images[: len(encoded.pictures)]]
+            if [len(tiles) for tiles in pictures] != encoded.pictures[:, 2].tolist():
+                raise images.ImageError("has another size than its header says")
         except images.ImageError as error:
             self.quarantine.add(feed.name, BadRecord(sample.id, f"a picture {error}"))
-            return dataclasses.replace(encoded, loss_weight=np.zeros_like(encoded.loss_weight)), []
+            return dataclasses.replace(encoded, loss_weight=np.zeros_like(encoded.loss_weight)), np.zeros(0)
+        pixels = np.concatenate(pictures) if pictures else np.zeros(0)
         if feed.augment == "dihedral":
-            turns = np.random.default_rng(seed).integers(8, size=len(pictures))
-            pictures = [images.dihedral(p, int(k)) for p, k in zip(pictures, turns, strict=True)]
-        return encoded, pictures
+            turns = np.random.default_rng(seed).integers(8, size=len(pixels))
+            pixels = [images.dihedral(p, int(k)) for p, k in zip(pixels, turns, strict=True)]
+        return encoded, pixels
 
 
 def _place(row: Batch, encoded: Encoded, begin: int, media: int, span: int) -> None:
-    """Writes an example into a row at token `begin`, its first picture being the row's medium `media`."""
+    """Writes an example into a row at token `begin`, its first medium being the row's medium `media`."""
     here = slice(begin, begin + len(encoded))
     row.tokens[here] = encoded.tokens
     row.segments[here] = row.segments.max() + 1 + encoded.segments

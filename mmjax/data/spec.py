@@ -6,9 +6,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from mmjax.build import suggest
+from mmjax.build import build, suggest
 from mmjax.data.image import ImageOptions
 from mmjax.data.templates import find_template
+from mmjax.data.views import Views
 
 AUGMENT = ("", "dihedral")
 TOO_LONG = ("truncate", "refuse")
@@ -40,7 +41,10 @@ class SourceSpec:
 
 @dataclasses.dataclass(frozen=True)
 class MediaSpec:
-    """slots: pictures a row has room for, 0 for text alone; the other keys are those of image.ImageOptions."""
+    """slots: media a row has room for, each a picture or a tile of one; 0 for text alone.
+    views: how a picture becomes media, `type` and keys of a class in data/views.py; None for one square. token:
+    name of the token that stands in the text where projected ones come. The other keys are those of
+    image.ImageOptions, of one medium."""
 
     slots: int
     size: int
@@ -48,15 +52,21 @@ class MediaSpec:
     max_pixels: int
     resample: str = ImageOptions.resample
     fill: tuple[int, int, int] = ImageOptions.fill
+    views: Mapping[str, Any] | None = None
+    token: str = "<image>"
 
     def __post_init__(self):
         if self.slots < 0 or self.size < 1:
             raise ValueError(f"slots: {self.slots} pictures of size {self.size} cannot be.")
-        _ = self.options  # checks the other keys
+        _ = self.make_views()  # checks the other keys
 
     @property
     def options(self) -> ImageOptions:
         return ImageOptions(self.size, self.resize, self.max_pixels, self.resample, tuple(self.fill))
+
+    def make_views(self) -> Views:
+        """What `views` describes."""
+        return build(self.views or {"type": "data.views.Whole"}, "views", options=self.options)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +93,9 @@ class DataSpec:
             raise ValueError("sources: there are none.")
         if self.length < 1 or self.threads < 1 or self.workers < 0:
             raise ValueError("length and threads must be 1 or more, workers 0 or more.")
+        for name, source in self.sources.items():
+            if source.augment and self.media.make_views().sized:
+                raise ValueError(f"sources.{name}.augment: pictures in tiles cannot be turned.")
 
 
 def read_spec(spec: Mapping[str, Any]) -> DataSpec:

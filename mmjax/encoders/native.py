@@ -6,27 +6,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmjax.encoders.vit import VARIANTS as VIT
 from mmjax.nn.block import Block, BlockShape, fields_of
 from mmjax.nn.linear import Linear
 from mmjax.nn.norm import Norm
 from mmjax.nn.stack import run, stacked
 
-_QWEN2_VL = dict(
+_QWEN2_VL = {key: value for key, value in VIT["siglip"].items() if key in BlockShape.__dataclass_fields__} | dict(
     activation="quick_gelu",
-    gated=False,
-    qkv_bias=True,
-    out_bias=True,
-    mlp_bias=True,
-    norm="layer",
-    norm_eps=1e-6,
-    qk_norm="",
     rope_theta=10_000.0,
     rope_fraction=1.0,
-    rope_sections=(),
     rope_axial=True,
-    attention_softcap=0.0,
-    parallel=False,
-    post_norm=False,
     patch=14,
     frames=2,
     merge=2,

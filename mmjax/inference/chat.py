@@ -19,11 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.data.chat import Chat, Encoded
-from mmjax.data.image import ImageOptions
+from mmjax.data.views import Layout, Views
 from mmjax.inference import sample
 from mmjax.inference.beam import beam
 from mmjax.inference.program import bucket
-from mmjax.inference.prompts import Picture, ask, check, collate, load_pixels, mark
+from mmjax.inference.prompts import Picture, ask, check, collate, load_rgb, mark, size_of
 from mmjax.inference.score import log_likelihood
 from mmjax.inference.text import TextStream, answer
 from mmjax.model import MultimodalLM
@@ -57,7 +57,7 @@ class Assistant:
         model: MultimodalLM,
         params: Mapping[str, Any],
         chat: Chat,
-        options: ImageOptions,
+        views: Views,
         *,
         length: int,
         batch: int,
@@ -66,12 +66,12 @@ class Assistant:
         """
         Args:
           chat: how conversations are written down; must be that of the training.
-          options: how pictures are prepared; likewise.
+          views: how pictures are prepared; likewise.
           length: most tokens of a conversation with its answer; the model has seen no longer ones.
           batch: most prompts that are answered at once.
         """
         self.model, self.params = model, jax.tree.map(jnp.asarray, params)
-        self.encoder, self.options = chat, options
+        self.encoder, self.views = chat, views
         self.length, self.batch = length, batch
         self.sampling = sampling or Sampling()
 
@@ -140,11 +140,12 @@ class Assistant:
         replies = [
             dataclasses.replace(prompt, turns=(*prompt.turns, Turn("assistant", text))) for text in candidates
         ]
-        encoded = [self.encoder.encode(reply) for reply in replies]
+        layouts = self._layouts(prompt)
+        encoded = [self.encoder.encode(reply, layouts) for reply in replies]
         for one in encoded:
             self._check_length(prompt, len(one))
         # Only the last reply is judged: earlier ones belong to the prompt.
-        opening = len(self.encoder.encode_prompt(prompt.turns))
+        opening = len(self.encoder.encode_prompt(prompt.turns, layouts))
         encoded = [
             dataclasses.replace(one, loss_weight=np.where(np.arange(len(one)) < opening, 0, one.loss_weight))
             for one in encoded
@@ -160,12 +161,20 @@ class Assistant:
         return Conversation(self, system)
 
     def pixels(self, picture: Picture, name: str = "picture") -> np.ndarray:
-        """A picture as the model sees it, uint8 [size, size, 3]. Raises ImageError, with its path or `name`."""
-        return load_pixels(picture, self.options, name)
+        """A picture to show again: as the model sees it, uint8 [size, size, 3], or where the model sees tiles,
+        whole, uint8 [H, W, 3]. Raises ImageError, with its path or `name`."""
+        image = load_rgb(picture, self.views, name)
+        return np.array(image) if self.views.sized else self.views.cut(image)[0]
+
+    def _layouts(self, prompt: Sample) -> tuple[Layout, ...]:
+        if not self.views.sized:
+            return ()
+        sizes = [size_of(p, self.views, f"{prompt.id}, picture {k}:") for k, p in enumerate(prompt.images, 1)]
+        return tuple(self.views.layout(size, self.encoder.span) for size in sizes)
 
     def _encode(self, prompt: Sample, max_new: int) -> Encoded:
         check(prompt)
-        encoded = self.encoder.encode_prompt(prompt.turns)
+        encoded = self.encoder.encode_prompt(prompt.turns, self._layouts(prompt))
         self._check_length(prompt, len(encoded) + max_new, f"of them {max_new} for the answer; ")
         return encoded
 
@@ -205,9 +214,10 @@ class Assistant:
         for prompt in prompts:
             for k, picture in enumerate(prompt.images, 1):
                 if _key(picture) not in loaded:
-                    loaded[_key(picture)] = self.pixels(picture, f"{prompt.id}, picture {k}:")
+                    image = load_rgb(picture, self.views, f"{prompt.id}, picture {k}:")
+                    loaded[_key(picture)] = self.views.cut(image)
         pictures = [[loaded[_key(picture)] for picture in prompt.images] for prompt in prompts]
-        return collate(encoded, pictures, rows, self.options.size)
+        return collate(encoded, pictures, rows, self.views.options.size)
 
     def _rule(self, sampling: Sampling, rows: Sequence[int]) -> sample.Rule:
         return sample.make_rule(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mmjax.config import Config, Stage, build_model
-from mmjax.data.chat import Chat
+from mmjax.data.pipeline import make_chat
 from mmjax.data.spec import read_spec
 from mmjax.inference.chat import Assistant, Sampling
 from mmjax.nn.linear import merge_lora
@@ -32,9 +32,10 @@ def load(workdir: str | Path, stage: str | None = None) -> Assistant:
     data = read_spec(chosen.data)
     splice = model.fusion == "splice"
     span = model.tokens_per_medium().get("image", 1) if splice else 1
-    chat = Chat(data.template, tokenizer, span, splice, data.bidirectional_images)
+    chat = make_chat(data, tokenizer, span, splice, data.template)
     sampling = Sampling(max_new=min(Sampling.max_new, data.length // 4))  # leaves most of the window to the prompt
-    return Assistant(model, params, chat, data.media.options, length=data.length, batch=BATCH, sampling=sampling)
+    views = data.media.make_views()
+    return Assistant(model, params, chat, views, length=data.length, batch=BATCH, sampling=sampling)
 
 
 def _last_trained(config: Config, workdir: Path) -> Stage:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 
 from mmjax.data import image as images
 from mmjax.data.chat import MARK, Encoded
+from mmjax.data.views import Size, Views
 from mmjax.inference.program import bucket
 from mmjax.types import Batch, Media, Sample, Turn
 
@@ -48,57 +50,84 @@ def check(prompt: Sample) -> None:
         raise ValueError(f"{prompt.id}: a prompt ends with a turn of the user.")
 
 
-def load_pixels(picture: Picture, options: images.ImageOptions, name: str) -> np.ndarray:
-    """uint8 [size, size, 3]; an array of that shape is taken as it is.
+def size_of(picture: Picture, views: Views, name: str) -> Size:
+    """(width, height) of a picture, upright, from its header. Raises ImageError as `load_rgb` does."""
+    if isinstance(picture, np.ndarray):
+        return _checked(picture, views, name).size
+    with _named(picture, name):
+        return images.upright_size(_as_file(picture, name), views.options)
+
+
+def load_rgb(picture: Picture, views: Views, name: str) -> Image.Image:
+    """An upright RGB picture, to be cut by the views.
 
     Raises:
       ImageError: it cannot be used; says which picture (`name`, or its path) and why.
     """
     if isinstance(picture, np.ndarray):
-        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
-            raise images.ImageError(f"{name} is {picture.dtype} {list(picture.shape)}, not uint8 [H, W, 3].")
-        if picture.shape == (options.size, options.size, 3):
-            return picture
-        picture = Image.fromarray(picture)
-    if isinstance(picture, Image.Image):
-        # By way of a file, so that whatever its mode, it takes the one path that training pictures took.
-        file = io.BytesIO()
-        try:
-            picture.save(file, "PNG")
-        except OSError as error:
-            raise images.ImageError(f"{name} has mode {picture.mode}; convert it to RGB.") from error
-        picture = file.getvalue()
+        return _checked(picture, views, name)
+    with _named(picture, name):
+        return images.decode(_as_file(picture, name), views.options)
+
+
+def _checked(picture: np.ndarray, views: Views, name: str) -> Image.Image:
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
+        raise images.ImageError(f"{name} is {picture.dtype} {list(picture.shape)}, not uint8 [H, W, 3].")
+    image = Image.fromarray(picture)
+    with _named(picture, name):
+        images.check_size(image.size, views.options)
+    return image
+
+
+def _as_file(picture: Picture, name: str) -> bytes | str | os.PathLike[str]:
+    """A PIL image by way of a file: whatever its mode, it takes the one path that training pictures took."""
+    if not isinstance(picture, Image.Image):
+        return picture
+    file = io.BytesIO()
     try:
-        return images.load(picture, options)
+        picture.save(file, "PNG")
+    except OSError as error:
+        raise images.ImageError(f"{name} has mode {picture.mode}; convert it to RGB.") from error
+    return file.getvalue()
+
+
+@contextlib.contextmanager
+def _named(picture: Picture, name: str) -> Iterator[None]:
+    """Puts a picture's name in front of an ImageError."""
+    try:
+        yield
     except images.ImageError as error:
-        raise images.ImageError(f"{name if isinstance(picture, bytes) else os.fspath(picture)} {error}") from error
+        path = os.fspath(picture) if isinstance(picture, (str, os.PathLike)) else name
+        raise images.ImageError(f"{path} {error}") from error
 
 
 def collate(encoded: Sequence[Encoded], pictures: Sequence[Sequence[np.ndarray]], rows: int, size: int) -> Batch:
     """Prompts as one batch, one a row, in buckets of length and of pictures.
 
     Args:
-      encoded: tokens of each prompt. pictures: uint8 [size, size, 3], those of each prompt; one that several
-        prompts share, the same array in each, is in the batch once. rows: B; those beyond the prompts stay empty.
+      encoded: tokens of each prompt. pictures: uint8 [tiles, size, size, 3], those of each prompt; one that
+        several prompts share, the same array in each, is in the batch once. rows: B; those beyond the prompts
+        stay empty.
     """
     length = bucket(max(map(len, encoded)))
     # Always one slot at least: with and without a picture it is the same program.
-    slots = bucket(max(1, *map(len, pictures)), smallest=1)
+    slots = bucket(max(1, *(sum(map(len, shown)) for shown in pictures)), smallest=1)
     tokens, segments, positions = (np.zeros((rows, length), np.int32) for _ in range(3))
     causal, loss_weight = np.ones((rows, length), np.int32), np.zeros((rows, length), np.float32)
     slot, visible = (np.full((rows, length), -1, np.int32) for _ in range(2))
-    distinct = {id(pixels): pixels for shown in pictures for pixels in shown}
-    place = {key: i for i, key in enumerate(distinct)}
-    values = np.zeros((1, bucket(len(distinct), smallest=1), size, size, 3), np.uint8)
-    for i, pixels in enumerate(distinct.values()):
-        values[0, i] = pixels
+    distinct = {id(tiles): tiles for shown in pictures for tiles in shown}
+    ends = np.cumsum([len(tiles) for tiles in distinct.values()], dtype=int)
+    place = {key: slice(end - len(distinct[key]), end) for key, end in zip(distinct, ends, strict=True)}
+    values = np.zeros((1, bucket(int(ends[-1]) if len(ends) else 0, smallest=1), size, size, 3), np.uint8)
+    for key, tiles in distinct.items():
+        values[0, place[key]] = tiles
     valid, index = np.zeros((rows, slots), bool), np.zeros((rows, slots), np.int32)
     for row, (one, shown) in enumerate(zip(encoded, pictures, strict=True)):
         here = row, slice(len(one))
         tokens[here], segments[here], positions[here] = one.tokens, 1, np.arange(len(one))
         causal[here], loss_weight[here] = one.causal, one.loss_weight
         slot[here], visible[here] = one.slot, one.visible
-        for k, pixels in enumerate(shown):
-            index[row, k], valid[row, k] = place[id(pixels)], True
+        used = [k for tiles in shown for k in range(place[id(tiles)].start, place[id(tiles)].stop)]
+        index[row, : len(used)], valid[row, : len(used)] = used, True
     media = {"image": Media(values, valid, slot, visible, index)}
     return Batch(tokens, segments, positions, causal, loss_weight, media)

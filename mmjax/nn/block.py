@@ -29,6 +29,8 @@ class BlockShape(nn.Module):
     rope_sections, rope_axial: of positions with several components, () and False for plain ones (nn/rope.py).
     parallel: attention and feed-forward read the same normed input (Phi).
     post_norm: norms after each, too (Gemma 2).
+    layer_scale: start of a learned factor for each channel of what attention and feed-forward add; 0 for none
+      (LayerScale, Touvron et al. 2021, section 2.2).
     """
 
     heads: int
@@ -50,6 +52,7 @@ class BlockShape(nn.Module):
     attention_softcap: float
     parallel: bool
     post_norm: bool
+    layer_scale: float
     dtype: Any
     param_dtype: Any
 
@@ -68,17 +71,23 @@ class Block(BlockShape):
         def norm(name, y):
             return Norm(self.norm, self.norm_eps, self.param_dtype, name=name)(y)
 
+        def scale(name, y):
+            if not self.layer_scale:
+                return y
+            start = nn.initializers.constant(self.layer_scale)
+            return y * self.param(name, start, y.shape[-1:], self.param_dtype).astype(y.dtype)
+
         attention = Attention(**fields_of(self, Attention), name="attention")
         mlp = feed_forward(self)
         x = constrain(x, "batch", "seq", "embed")
         normed = norm("attention_norm", x)
         attended, kv = attention(normed, mask=mask, positions=positions, update=update)
         if self.parallel:
-            return x + attended + mlp(normed), kv
+            return x + scale("attention_layer_scale", attended) + scale("mlp_layer_scale", mlp(normed)), kv
         if self.post_norm:
             attended = norm("attention_post_norm", attended)
-        x = x + attended
+        x = x + scale("attention_layer_scale", attended)
         fed = mlp(norm("mlp_norm", x))
         if self.post_norm:
             fed = norm("mlp_post_norm", fed)
-        return x + fed, kv
+        return x + scale("mlp_layer_scale", fed), kv

@@ -10,7 +10,7 @@ from tiny import PIXELS, Letters, forward_log_probs, solid, tiny_assistant
 
 from mmjax.data.image import ImageError
 from mmjax.inference.chat import Sampling
-from mmjax.inference.prompts import ask, collate, load_pixels
+from mmjax.inference.prompts import ask, collate, load_rgb
 from mmjax.model import MultimodalLM
 from mmjax.types import Sample, Turn
 
@@ -126,7 +126,9 @@ def test_scores_are_sums_of_log_probabilities(fusion):
     for candidate, score in zip(candidates, scores, strict=True):
         reply = dataclasses.replace(MANY[4], turns=(*MANY[4].turns, Turn("assistant", candidate)))
         encoded = assistant.encoder.encode(reply)
-        log_probs = forward_log_probs(assistant.model, assistant.params, collate([encoded], [[RED]], 1, PIXELS))
+        log_probs = forward_log_probs(
+            assistant.model, assistant.params, collate([encoded], [[RED[None]]], 1, PIXELS)
+        )
         # The candidate, then the token that ends a reply; what follows that is no part of it.
         targets = [*Letters().encode(candidate)[0], Letters.specials["<|im_end|>"]]
         expected = sum(log_probs[0, len(opening) - 1 + k, token] for k, token in enumerate(targets))
@@ -175,4 +177,4 @@ def test_bad_pictures_are_refused(assistant):
         (b"", "it has 0 bytes"),
     ]:
         with pytest.raises(ImageError, match=message):
-            load_pixels(bad, assistant.options, "it")
+            load_rgb(bad, assistant.views, "it")

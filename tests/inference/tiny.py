@@ -9,6 +9,7 @@ import numpy as np
 from mmjax import tree
 from mmjax.data.chat import Chat
 from mmjax.data.image import ImageOptions
+from mmjax.data.views import Whole
 from mmjax.inference.chat import Assistant, Sampling
 from mmjax.inference.program import pad_tokens
 from mmjax.model import make_model
@@ -156,9 +157,9 @@ def tiny_assistant(fusion="splice", length=192, batch=4, **sampling):
     model, params = tiny_model(fusion, vocab=Letters.vocab_size)
     splice = fusion == "splice"
     chat = Chat("chatml", Letters(), span=MEDIA_TOKENS if splice else 1, splice=splice)
-    options = ImageOptions(size=PIXELS, resize="stretch", max_pixels=10_000)
+    views = Whole(ImageOptions(size=PIXELS, resize="stretch", max_pixels=10_000))
     settings = Sampling(**{"max_new": 8, **sampling})
-    return Assistant(model, params, chat, options, length=length, batch=batch, sampling=settings)
+    return Assistant(model, params, chat, views, length=length, batch=batch, sampling=settings)
 
 
 @functools.partial(jax.jit, static_argnums=0)
