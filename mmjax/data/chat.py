@@ -15,6 +15,7 @@ from itertools import accumulate
 
 import numpy as np
 
+from mmjax.data.patches import mrope_positions
 from mmjax.data.quarantine import BadRecord
 from mmjax.data.templates import find_template
 from mmjax.data.tokenizer import Tokenizer
@@ -23,17 +24,18 @@ from mmjax.types import Sample, Turn
 
 MARK = "<image>"
 _PICTURE = object()  # stands in a list of pieces where a picture is
-ARRAYS = ("tokens", "loss_weight", "causal", "slot", "visible")
+ARRAYS = ("tokens", "loss_weight", "causal", "slot", "visible", "positions")
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
     """One example of T tokens, or several that share their pictures.
 
-    tokens, causal, slot, visible: int32 [T]; loss_weight: float32 [T]; all as in types.Batch and types.Media.
+    tokens, causal, slot, visible: int32 [T]; loss_weight: float32 [T]; positions: int32 [T], or [T, 3] if there is
+        a picture with a grid; all as in types.Batch and types.Media.
     pictures: int [P, 3], for each picture in the tokens, where it begins and ends, and the media slots it takes.
     cut: number of tokens left out at the end, to fit a row.
-    segments: int [T], from 0, which of the examples a token belongs to; positions restart with each.
+    segments: int [T], from 0, which of the examples a token belongs to.
     """
 
     tokens: np.ndarray
@@ -41,6 +43,7 @@ class Encoded:
     causal: np.ndarray
     slot: np.ndarray
     visible: np.ndarray
+    positions: np.ndarray
     pictures: np.ndarray
     cut: int = 0
     segments: np.ndarray | None = None
@@ -199,6 +202,7 @@ class Chat:
         weights: list[float] = []
         slots: list[int] = []
         pictures: list[tuple[int, int, int]] = []
+        grids: list[tuple[int, tuple[int, int]]] = []
         pending: list[Piece] = []  # text since the last special token
         ahead, media = iter(layouts), 0
 
@@ -218,6 +222,8 @@ class Chat:
             for part in layout.pieces:
                 if isinstance(part, np.ndarray):
                     flush()
+                    if layout.grid:
+                        grids.append((len(ids), layout.grid))
                     write([self._image_id] * len(part), [0.0] * len(part), part + media * self.span)
                 elif isinstance(part, Token):
                     flush()
@@ -239,7 +245,8 @@ class Chat:
             else:
                 write([piece.content], [piece.weight])
         flush()
-        return self._arrays(ids, weights, slots, pictures)
+        positions = mrope_positions(len(ids), grids) if grids else np.arange(len(ids), dtype=np.int32)
+        return self._arrays(ids, weights, slots, pictures, positions)
 
     def _encode_text(self, pieces: Sequence[Piece], opens: bool) -> tuple[list[int], list[float]]:
         """Ids and target weights of adjacent texts, tokenised as one string."""
@@ -254,7 +261,7 @@ class Chat:
             return halves[0][0] + halves[1][0], halves[0][1] + halves[1][1]
         return ids, [pieces[bisect_left(bounds, end)].weight for end in ends]
 
-    def _arrays(self, ids: list[int], weights: list[float], slots: list[int], pictures) -> Encoded:
+    def _arrays(self, ids: list[int], weights: list[float], slots: list[int], pictures, positions) -> Encoded:
         slot = np.asarray(slots, np.int32)
         causal = np.ones(len(ids), np.int32)
         visible = np.full(len(ids), -1, np.int32)
@@ -269,7 +276,7 @@ class Chat:
             slot[:] = -1
         spans = np.asarray(pictures, np.int64).reshape(-1, 3)
         tokens, loss_weight = np.asarray(ids, np.int32), np.asarray(weights, np.float32)
-        return Encoded(tokens, loss_weight, causal, slot, visible, spans)
+        return Encoded(tokens, loss_weight, causal, slot, visible, positions, spans)
 
 
 def _typed(text: str, weight: float) -> list[Piece]:

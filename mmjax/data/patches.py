@@ -7,6 +7,10 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from PIL import Image
+
+from mmjax.data.image import RESAMPLE, ImageError, ImageOptions
+from mmjax.data.views import Layout, Size, Token
 
 NARROWEST = 200  # longer side by shorter side
 
@@ -18,10 +22,10 @@ def smart_resize(height: int, width: int, block: int, min_pixels: int, max_pixel
     A picture one block high or wide may have more than `max_pixels`.
 
     Raises:
-      ValueError: the longer side is over 200 times the shorter one.
+      ImageError: the longer side is over 200 times the shorter one.
     """
     if max(height, width) > NARROWEST * min(height, width):
-        raise ValueError(f"of {width} x {height} pixels is too narrow: over {NARROWEST} to 1")
+        raise ImageError(f"of {width} x {height} pixels is too narrow: over {NARROWEST} to 1")
     rows, columns = round(height / block), round(width / block)
     if rows * columns * block**2 > max_pixels:
         scale = math.sqrt(height * width / max_pixels) * block
@@ -72,3 +76,68 @@ def mrope_positions(length: int, spans: Sequence[tuple[int, tuple[int, int]]]) -
         position += max(rows, columns)
     positions[end:] = position + np.arange(length - end)[:, None]
     return positions
+
+
+class Native:
+    """Qwen2-VL: a picture is one medium, {'patches': uint8 [1, N, P * P * 3], 'grid': int32 [1, 2]}, at its own
+    resolution and shape as far as the limits allow. P is `media.size`, the side of a patch in pixels."""
+
+    sized, axes = True, (3,)
+
+    def __init__(
+        self,
+        options: ImageOptions,
+        patches: int,
+        merge: int,
+        min_pixels: int,
+        max_pixels: int,
+        begin: str = "<|vision_start|>",
+        end: str = "<|vision_end|>",
+    ):
+        """
+        Args:
+          patches: N, those of the encoder. merge: side in patches of what becomes one token.
+          min_pixels, max_pixels: limits within which pictures are resized; a picture of too many patches at that
+            is refused.
+          begin, end: special tokens around a picture's.
+
+        Raises:
+          ValueError: limits that cannot be, or more than N patches.
+        """
+        if not 0 < min_pixels <= max_pixels <= patches * options.size**2:
+            raise ValueError(
+                f"views: min_pixels {min_pixels} and max_pixels {max_pixels} are no limits for {patches} patches "
+                f"of {options.size} x {options.size} pixels."
+            )
+        self.options, self.patches, self.merge = options, patches, merge
+        self.limits = min_pixels, max_pixels
+        self.begin, self.end = Token(begin), Token(end)
+
+    def resized(self, size: Size) -> Size:
+        """The size that a picture is resized to. Raises ImageError if that is too narrow to be."""
+        width, height = size
+        height, width = smart_resize(height, width, self.options.size * self.merge, *self.limits)
+        if height * width > self.patches * self.options.size**2:
+            raise ImageError(
+                f"of {size[0]} x {size[1]} pixels is too narrow: it takes over {self.patches} patches"
+            )
+        return width, height
+
+    def layout(self, size: Size, span: int) -> Layout:
+        if span * self.merge**2 != self.patches:
+            raise ValueError(
+                f"views: {self.patches} patches are not the {span} tokens that the model makes of them."
+            )
+        columns, rows = (side // (self.options.size * self.merge) for side in self.resized(size))
+        return Layout(1, (self.begin, np.arange(rows * columns), self.end), (rows, columns))
+
+    def cut(self, image: Image.Image) -> dict[str, np.ndarray]:
+        image = image.resize(self.resized(image.size), RESAMPLE[self.options.resample])
+        patches, grid = patchify(np.asarray(image, np.uint8), self.options.size, self.merge)
+        medium = self.empty(1)
+        medium["patches"][0, : len(patches)], medium["grid"][0] = patches, grid
+        return medium
+
+    def empty(self, count: int) -> dict[str, np.ndarray]:
+        patches = np.zeros((count, self.patches, self.options.size**2 * 3), np.uint8)
+        return dict(patches=patches, grid=np.zeros((count, 2), np.int32))

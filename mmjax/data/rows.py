@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from mmjax.data.packing import Plan
 from mmjax.data.quarantine import BadRecord, Quarantine
 from mmjax.data.sources import Source
 from mmjax.data.spec import DataSpec
-from mmjax.data.views import Layout, Views, layouts
+from mmjax.data.views import Layout, Views, count, layouts, put, put_positions
 from mmjax.types import Batch, Media, Sample, Turn
 
 
@@ -92,19 +93,21 @@ class Rows:
             room = (self.spec.length - begin, self.spec.media.slots - media)
             example = self._example(feed, index, room, seed=(self.seed, r, number))
             if example is not None:
-                encoded, pixels = example
+                encoded, pictures = example
                 _place(row, encoded, begin, media, feed.chat.span)
-                if len(pixels):
-                    row.media["image"].values[media : media + len(pixels)] = pixels
-                    row.media["image"].valid[media : media + len(pixels)] = True
+                end = media
+                for tiles in pictures:
+                    put(row.media["image"].values, end, tiles)
+                    end += count(tiles)
+                    row.media["image"].valid[media:end] = True
                 begin, media = begin + len(encoded), media + encoded.media_count
         return row
 
     def empty(self) -> Batch:
         """A row of padding."""
-        length, slots, size = self.spec.length, self.spec.media.slots, self.spec.media.size
+        length, slots, views = self.spec.length, self.spec.media.slots, self.spec.media.make_views()
         image = Media(
-            values=np.zeros((slots, size, size, 3), np.uint8),
+            values=views.empty(slots),
             valid=np.zeros(slots, bool),
             slot=np.full(length, -1, np.int32),
             visible=np.full(length, -1, np.int32),
@@ -112,7 +115,7 @@ class Rows:
         return Batch(
             tokens=np.zeros(length, np.int32),
             segments=np.zeros(length, np.int32),
-            positions=np.zeros(length, np.int32),
+            positions=np.zeros((length, *views.axes), np.int32),
             causal=np.ones(length, np.int32),
             loss_weight=np.zeros(length, np.float32),
             media={"image": image} if slots else {},
@@ -120,8 +123,8 @@ class Rows:
 
     def _example(
         self, feed: Feed, index: int, room: tuple[int, int], seed: tuple[int, ...]
-    ) -> tuple[Encoded, np.ndarray] | None:
-        """A sample's tokens and media uint8 [n, size, size, 3]; without targets and media if a picture cannot be
+    ) -> tuple[Encoded, list[Any]] | None:
+        """A sample's tokens and the tiles of its pictures; without targets and pictures if one of these cannot be
         decoded; None for a sample that is not what it was when the rows were planned. Both are noted in the
         quarantine."""
         try:
@@ -134,16 +137,15 @@ class Rows:
         views = feed.views
         try:
             pictures = [views.cut(images.decode(p, views.options)) for p in sample.images[: len(encoded.pictures)]]
-            if [len(tiles) for tiles in pictures] != encoded.pictures[:, 2].tolist():
+            if [count(tiles) for tiles in pictures] != encoded.pictures[:, 2].tolist():
                 raise images.ImageError("has another size than its header says")
         except images.ImageError as error:
             self.quarantine.add(feed.name, BadRecord(sample.id, f"a picture {error}"))
-            return dataclasses.replace(encoded, loss_weight=np.zeros_like(encoded.loss_weight)), np.zeros(0)
-        pixels = np.concatenate(pictures) if pictures else np.zeros(0)
+            return dataclasses.replace(encoded, loss_weight=np.zeros_like(encoded.loss_weight)), []
         if feed.augment == "dihedral":
-            turns = np.random.default_rng(seed).integers(8, size=len(pixels))
-            pixels = [images.dihedral(p, int(k)) for p, k in zip(pixels, turns, strict=True)]
-        return encoded, pixels
+            turns = np.random.default_rng(seed).integers(8, size=len(pictures))
+            pictures = [images.dihedral(p[0], int(k))[None] for p, k in zip(pictures, turns, strict=True)]
+        return encoded, pictures
 
 
 def _place(row: Batch, encoded: Encoded, begin: int, media: int, span: int) -> None:
@@ -151,7 +153,7 @@ def _place(row: Batch, encoded: Encoded, begin: int, media: int, span: int) -> N
     here = slice(begin, begin + len(encoded))
     row.tokens[here] = encoded.tokens
     row.segments[here] = row.segments.max() + 1 + encoded.segments
-    row.positions[here] = np.arange(len(encoded)) - np.searchsorted(encoded.segments, encoded.segments)
+    put_positions(row.positions, begin, encoded.positions)
     row.causal[here] = encoded.causal
     row.loss_weight[here] = encoded.loss_weight
     for image in row.media.values():

@@ -6,8 +6,9 @@ import dataclasses
 import math
 import os
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
+import jax
 import numpy as np
 from PIL import Image
 
@@ -28,17 +29,21 @@ class Layout:
     tiles: media slots that it takes.
     pieces: what stands in the text, in order: a Token, plain text, or int [n], which of the projected tokens of
       its tiles stand here (tile * span + k). A picture begins and ends with a Token or with projected tokens.
+    grid: (rows, columns) of its projected tokens, where their positions are those of a grid (M-RoPE).
     """
 
     tiles: int
     pieces: tuple[str | np.ndarray, ...]
+    grid: tuple[int, int] | None = None
 
 
 class Views(Protocol):
-    """options: how pixels are made. sized: whether a layout depends on the picture's size."""
+    """options: how pixels are made. sized: whether a layout depends on the picture's size. axes: the shape
+    of a token's position, () for a number, (3,) for M-RoPE."""
 
     options: ImageOptions
     sized: bool
+    axes: tuple[int, ...]
 
     def layout(self, size: Size, span: int) -> Layout:
         """Where the tiles of a picture of that size stand, each of them `span` projected tokens.
@@ -47,8 +52,27 @@ class Views(Protocol):
           ValueError: these views cannot be had with that span.
         """
 
-    def cut(self, image: Image.Image) -> np.ndarray:
-        """An upright RGB picture -> its tiles, uint8 [tiles, size, size, 3]."""
+    def cut(self, image: Image.Image) -> Any:
+        """An upright RGB picture -> its tiles, uint8 [tiles, size, size, 3], or a dict of arrays [tiles, ...]."""
+
+    def empty(self, count: int) -> Any:
+        """What `cut` makes, for `count` tiles, all zeros."""
+
+
+def count(tiles: Any) -> int:
+    """How many tiles `cut` has made."""
+    return len(jax.tree.leaves(tiles)[0])
+
+
+def put(values: Any, begin: int, tiles: Any) -> None:
+    """Writes what `cut` has made into media `begin` and on of what `empty` has."""
+    for full, new in zip(jax.tree.leaves(values), jax.tree.leaves(tiles), strict=True):
+        full[begin : begin + len(new)] = new
+
+
+def put_positions(row: np.ndarray, begin: int, positions: np.ndarray) -> None:
+    """Writes an example's positions, [n] or [n, 3], into a row's, [T] or [T, 3]: text has three alike."""
+    row[begin : begin + len(positions)] = positions if positions.ndim == row.ndim else positions[:, None]
 
 
 def layouts(views: Views, pictures: Sequence[bytes | os.PathLike[str] | str], span: int) -> tuple[Layout, ...]:
@@ -62,13 +86,22 @@ def layouts(views: Views, pictures: Sequence[bytes | os.PathLike[str] | str], sp
     return tuple(views.layout(images.upright_size(picture, views.options), span) for picture in pictures)
 
 
-class Whole:
-    """A picture is one square, as `media.resize` says."""
+class _Squares:
+    """Views whose media are squares of `media.size`."""
 
-    sized = False
+    axes = ()
 
     def __init__(self, options: ImageOptions):
         self.options = options
+
+    def empty(self, count: int) -> np.ndarray:
+        return np.zeros((count, self.options.size, self.options.size, 3), np.uint8)
+
+
+class Whole(_Squares):
+    """A picture is one square, as `media.resize` says."""
+
+    sized = False
 
     def layout(self, size: Size, span: int) -> Layout:
         return Layout(1, (np.arange(span),))
@@ -77,15 +110,15 @@ class Whole:
         return np.array(images.to_square(image, self.options), np.uint8)[None]
 
 
-class _Tiled:
-    """What views of several tiles share: these are squares of `media.size`, the picture stretched to fit."""
+class _Tiled(_Squares):
+    """What views of several tiles share: the picture is stretched to fit them."""
 
     sized = True
 
     def __init__(self, options: ImageOptions):
         if options.resize != "stretch":
             raise ValueError(f"views: a picture in tiles wants resize='stretch', not {options.resize!r}.")
-        self.options = options
+        super().__init__(options)
 
     def _to(self, image: Image.Image, size: Size) -> Image.Image:
         return image if image.size == size else image.resize(size, RESAMPLE[self.options.resample])

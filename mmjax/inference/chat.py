@@ -210,14 +210,14 @@ class Assistant:
             yield order[begin : begin + self.batch], rows
 
     def _collate(self, encoded: Sequence[Encoded], prompts: Sequence[Sample], rows: int):
-        loaded: dict[Any, np.ndarray] = {}
+        loaded: dict[Any, Any] = {}
         for prompt in prompts:
             for k, picture in enumerate(prompt.images, 1):
                 if _key(picture) not in loaded:
                     image = load_rgb(picture, self.views, f"{prompt.id}, picture {k}:")
                     loaded[_key(picture)] = self.views.cut(image)
         pictures = [[loaded[_key(picture)] for picture in prompt.images] for prompt in prompts]
-        return collate(encoded, pictures, rows, self.views.options.size)
+        return collate(encoded, pictures, rows, self.views)
 
     def _rule(self, sampling: Sampling, rows: Sequence[int]) -> sample.Rule:
         return sample.make_rule(

@@ -8,12 +8,13 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from PIL import Image
 
 from mmjax.data import image as images
 from mmjax.data.chat import MARK, Encoded
-from mmjax.data.views import Size, Views
+from mmjax.data.views import Size, Views, count, put, put_positions
 from mmjax.inference.program import bucket
 from mmjax.types import Batch, Media, Sample, Turn
 
@@ -101,33 +102,35 @@ def _named(picture: Picture, name: str) -> Iterator[None]:
         raise images.ImageError(f"{path} {error}") from error
 
 
-def collate(encoded: Sequence[Encoded], pictures: Sequence[Sequence[np.ndarray]], rows: int, size: int) -> Batch:
+def collate(encoded: Sequence[Encoded], pictures: Sequence[Sequence[Any]], rows: int, views: Views) -> Batch:
     """Prompts as one batch, one a row, in buckets of length and of pictures.
 
     Args:
-      encoded: tokens of each prompt. pictures: uint8 [tiles, size, size, 3], those of each prompt; one that
-        several prompts share, the same array in each, is in the batch once. rows: B; those beyond the prompts
-        stay empty.
+      encoded: tokens of each prompt. pictures: what the views have cut, those of each prompt; one that several
+        prompts share, the same object in each, is in the batch once. rows: B; those beyond the prompts stay empty.
     """
     length = bucket(max(map(len, encoded)))
     # Always one slot at least: with and without a picture it is the same program.
-    slots = bucket(max(1, *(sum(map(len, shown)) for shown in pictures)), smallest=1)
-    tokens, segments, positions = (np.zeros((rows, length), np.int32) for _ in range(3))
+    slots = bucket(max(1, *(sum(map(count, shown)) for shown in pictures)), smallest=1)
+    tokens, segments = (np.zeros((rows, length), np.int32) for _ in range(2))
+    positions = np.zeros((rows, length, *views.axes), np.int32)
     causal, loss_weight = np.ones((rows, length), np.int32), np.zeros((rows, length), np.float32)
     slot, visible = (np.full((rows, length), -1, np.int32) for _ in range(2))
     distinct = {id(tiles): tiles for shown in pictures for tiles in shown}
-    ends = np.cumsum([len(tiles) for tiles in distinct.values()], dtype=int)
-    place = {key: slice(end - len(distinct[key]), end) for key, end in zip(distinct, ends, strict=True)}
-    values = np.zeros((1, bucket(int(ends[-1]) if len(ends) else 0, smallest=1), size, size, 3), np.uint8)
+    ends = np.cumsum([count(tiles) for tiles in distinct.values()], dtype=int)
+    place = {key: range(end - count(distinct[key]), end) for key, end in zip(distinct, ends, strict=True)}
+    values = views.empty(bucket(int(ends[-1]) if len(ends) else 0, smallest=1))
     for key, tiles in distinct.items():
-        values[0, place[key]] = tiles
+        put(values, place[key].start, tiles)
+    values = jax.tree.map(lambda leaf: leaf[None], values)
     valid, index = np.zeros((rows, slots), bool), np.zeros((rows, slots), np.int32)
     for row, (one, shown) in enumerate(zip(encoded, pictures, strict=True)):
         here = row, slice(len(one))
-        tokens[here], segments[here], positions[here] = one.tokens, 1, np.arange(len(one))
+        tokens[here], segments[here] = one.tokens, 1
+        put_positions(positions[row], 0, one.positions)
         causal[here], loss_weight[here] = one.causal, one.loss_weight
         slot[here], visible[here] = one.slot, one.visible
-        used = [k for tiles in shown for k in range(place[id(tiles)].start, place[id(tiles)].stop)]
+        used = [k for tiles in shown for k in place[id(tiles)]]
         index[row, : len(used)], valid[row, : len(used)] = used, True
     media = {"image": Media(values, valid, slot, visible, index)}
     return Batch(tokens, segments, positions, causal, loss_weight, media)

@@ -6,7 +6,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import PIXELS, Letters, forward_log_probs, solid, tiny_assistant
+from tiny import Letters, forward_log_probs, solid, tiny_assistant
 
 from mmjax.data.image import ImageError
 from mmjax.inference.chat import Sampling
@@ -127,7 +127,7 @@ def test_scores_are_sums_of_log_probabilities(fusion):
         reply = dataclasses.replace(MANY[4], turns=(*MANY[4].turns, Turn("assistant", candidate)))
         encoded = assistant.encoder.encode(reply)
         log_probs = forward_log_probs(
-            assistant.model, assistant.params, collate([encoded], [[RED[None]]], 1, PIXELS)
+            assistant.model, assistant.params, collate([encoded], [[RED[None]]], 1, assistant.views)
         )
         # The candidate, then the token that ends a reply; what follows that is no part of it.
         targets = [*Letters().encode(candidate)[0], Letters.specials["<|im_end|>"]]
