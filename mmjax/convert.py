@@ -19,6 +19,7 @@ from mmjax.hub.card import model_card
 from mmjax.hub.family import FAMILIES, Family, family, find_family
 from mmjax.hub.folder import HubFolder, read_json
 from mmjax.hub.load import WEIGHTS, specs_of
+from mmjax.hub.preprocess import media_keys, pixel_keys, read_preprocessor
 from mmjax.hub.table import Move, check, moves, rows_under, theirs_specs, to_ours, to_theirs
 from mmjax.hub.tensors import CheckpointError, SafetensorsFolder, SafetensorsWriter, Spec, Tensors
 from mmjax.nn.linear import merge_lora
@@ -123,6 +124,8 @@ def export_workdir(source: Path, target: Path, model_type: str = "") -> None:
 def model_section(folder: HubFolder) -> dict[str, Any]:
     """The `model` section of a config for a folder's model."""
     if folder.family.part == "":
+        for encoder in folder.spec["encoders"].values():
+            encoder |= pixel_keys(read_preprocessor(folder))
         return folder.spec
     if folder.family.part == "backbone":
         return dict(encoders={}, projectors={}, backbone=folder.spec, fusion="splice")
@@ -134,6 +137,7 @@ def model_section(folder: HubFolder) -> dict[str, Any]:
 
 def workdir_config(folder: HubFolder, section: Mapping[str, Any], target: Path) -> dict[str, Any]:
     """A config that talks with the model as it is, and trains all of it on `sft.data.sources.main.path`."""
+    longest = folder.config.get("max_position_embeddings")
     return dict(
         seed=0,
         data_dir="data",
@@ -142,14 +146,13 @@ def workdir_config(folder: HubFolder, section: Mapping[str, Any], target: Path) 
         stages=["sft"],
         sft=dict(
             data=dict(
-                length=min(folder.config.get("max_position_embeddings") or 2048, 2048),
+                # A picture in tiles takes a few thousand tokens.
+                length=4096 if folder.family.views else min(longest or 2048, 2048),
                 pack=True,
                 too_long="truncate",
                 template="bare",
                 bidirectional_images=False,
-                media=dict(
-                    slots=4 if section["encoders"] else 0, size=224, resize="stretch", max_pixels=64_000_000
-                ),
+                media=media_section(folder, section),
                 sources=dict(main=dict(path="", root="", weight=1.0)),
                 max_refused=0.01,
                 workers=8,
@@ -190,6 +193,15 @@ def workdir_config(folder: HubFolder, section: Mapping[str, Any], target: Path) 
         wandb=None,
         load=[("", f"mmjax:{target}")],
     )
+
+
+def media_section(folder: HubFolder, section: Mapping[str, Any]) -> dict[str, Any]:
+    """The `data.media` section for a folder's model."""
+    media = dict(slots=0, size=224, resize="stretch", max_pixels=64_000_000)
+    if "image" in section["encoders"]:
+        media |= dict(slots=16 if folder.family.views else 4)
+        media |= media_keys(folder, section["encoders"]["image"], read_preprocessor(folder))
+    return media
 
 
 def tokenizer_section(folder: HubFolder, target: Path) -> dict[str, Any]:

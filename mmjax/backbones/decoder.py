@@ -27,6 +27,7 @@ _LLAMA = dict(
     norm="rms",
     norm_eps=1e-5,
     qk_norm="",
+    qk_norm_whole=False,
     rope_theta=10_000.0,
     rope_fraction=1.0,
     rope_sections=(),

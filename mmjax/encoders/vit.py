@@ -22,6 +22,7 @@ _VIT = dict(
     mlp_bias=True,
     norm="layer",
     qk_norm="",
+    qk_norm_whole=False,
     rope_theta=0.0,
     rope_fraction=0.0,
     rope_sections=(),
@@ -57,6 +58,7 @@ _SIGLIP = _CLIP | dict(
 # EVA-CLIP-g as BLIP-2 has it: 39 of its 40 layers (Li et al. 2023, section 3.1).
 _EVA = _CLIP | dict(activation="gelu", norm_eps=1e-6, stem_bias=True, pre_norm=False)
 _DINOV2 = _EVA | dict(layer_scale=1.0, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+_INTERNVIT = _DINOV2 | dict(layer_scale=0.1, final_norm=False, qk_norm_whole=True)
 _L14 = dict(patch=14, width=1024, depth=24, heads=16, kv_heads=16, head_dim=64, mlp_width=4096)
 VARIANTS = {
     "vit": _SIGLIP,
@@ -65,6 +67,7 @@ VARIANTS = {
     "siglip2": _SIGLIP,
     "eva": _EVA,
     "dinov2": _DINOV2,
+    "internvit": _INTERNVIT,
     "dinov2_reg": _DINOV2 | dict(registers=4),
     "clip-L/14": _CLIP | _L14 | dict(size=224),
     "clip-L/14-336": _CLIP | _L14 | dict(size=336),

@@ -25,6 +25,13 @@ FAMILIES = {
     "siglip": "mmjax.hub.vision.SIGLIP",
     "siglip_vision_model": "mmjax.hub.vision.SIGLIP_VISION",
     "llava": "mmjax.hub.llava.LLAVA",
+    "llava_next": "mmjax.hub.llava_next.LLAVA_NEXT",
+    "idefics3": "mmjax.hub.idefics3.IDEFICS3",
+    "idefics3_vision": "mmjax.hub.idefics3.IDEFICS3_VISION",
+    "smolvlm": "mmjax.hub.idefics3.SMOLVLM",
+    "smolvlm_vision": "mmjax.hub.idefics3.SMOLVLM_VISION",
+    "internvl": "mmjax.hub.internvl.INTERNVL",
+    "internvl_vision": "mmjax.hub.internvl.INTERNVL_VISION",
     "qwen2_vl": "mmjax.hub.qwen_vl.QWEN2_VL",
     "qwen2_5_vl": "mmjax.hub.qwen_vl.QWEN2_5_VL",
 }
@@ -41,6 +48,7 @@ class Family:
     part: where that part stands in the model: 'backbone', 'encoders/image', or '' for a whole model.
     renames: (regex, replacement) applied to a checkpoint's names: what older files call things.
     ignored: regexes of tensors that no parameter stands for: buffers, other towers.
+    views: (config.json, the image processor's settings) -> `data.media.views`, of a family with pictures in tiles.
     """
 
     model_type: str
@@ -51,6 +59,7 @@ class Family:
     part: str
     renames: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = ()
+    views: Callable[[Json, Json], dict[str, Any]] | None = None
 
 
 def find_family(config: Json, where: str) -> Family:
@@ -76,6 +85,7 @@ PARTS = {
     ("backbones.decoder.Decoder", "qwen3"): "qwen3",
     ("encoders.vit.ViT", "clip"): "clip_vision_model",
     ("encoders.vit.ViT", "siglip"): "siglip_vision_model",
+    ("encoders.vit.ViT", "internvit"): "internvl_vision",
 }
 
 
@@ -100,6 +110,14 @@ def complete(spec: Json) -> dict[str, Any]:
     variant = spec.pop("variant", None)
     table = getattr(inspect.getmodule(cls), "VARIANTS", {})
     return {**(table[variant] if variant else {}), **spec}
+
+
+def tied(config: Json, default: bool) -> bool:
+    """Whether a whole model's head is its embedding table: its own key says so rather than its text section's."""
+    for section in (config, config["text_config"]):
+        if section.get("tie_word_embeddings") is not None:
+            return section["tie_word_embeddings"]
+    return default
 
 
 ACTIVATIONS = {  # ours -> Hugging Face's

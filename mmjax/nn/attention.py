@@ -48,8 +48,8 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, sof
 class Attention(nn.Module):
     """Projections to queries, keys and values, attention, and the projection back. [B, T, D] -> [B, T, D].
 
-    `qk_norm` names a norm over each head's dimensions ('' for none); `rope_theta` 0 leaves out the rotation;
-    `rope_sections`, `rope_axial`: see nn/rope.py.
+    `qk_norm` names a norm over each head's dimensions, or with `qk_norm_whole` over those of all heads ('' for
+    none); `rope_theta` 0 leaves out the rotation; `rope_sections`, `rope_axial`: see nn/rope.py.
     """
 
     heads: int
@@ -58,6 +58,7 @@ class Attention(nn.Module):
     qkv_bias: bool
     out_bias: bool
     qk_norm: str
+    qk_norm_whole: bool
     norm_eps: float
     rope_theta: float
     rope_fraction: float
@@ -84,9 +85,11 @@ class Attention(nn.Module):
 
         def project(name, y, heads):
             y = linear(heads * self.head_dim, bias=self.qkv_bias, name=name)(y)
-            y = y.reshape(*y.shape[:2], heads, self.head_dim)
+            split = (*y.shape[:2], heads, self.head_dim)
             if self.qk_norm and name != "value":
-                y = Norm(self.qk_norm, self.norm_eps, self.param_dtype, name=f"{name}_norm")(y)
+                norm = Norm(self.qk_norm, self.norm_eps, self.param_dtype, name=f"{name}_norm")
+                y = norm(y if self.qk_norm_whole else y.reshape(split))
+            y = y.reshape(split)
             if self.rope_theta and name != "value":
                 y = rotate(y, positions, self.rope_theta, self.rope_fraction, self.rope_sections, self.rope_axial)
             return constrain(y, "batch", "seq", "heads", None)

@@ -25,6 +25,7 @@ class BlockShape(nn.Module):
     heads, kv_heads, head_dim: attention; kv_heads < heads is grouped-query attention.
     mlp_width, activation, gated: the feed-forward part. qkv_bias, out_bias, mlp_bias: which Linears have biases.
     norm, norm_eps: see nn/norm.py. qk_norm: norm of queries and keys per head, '' for none.
+    qk_norm_whole: that norm is over all heads together (InternViT-6B).
     rope_theta, rope_fraction: rotary positions; theta 0 for none. attention_softcap: 0 for none.
     rope_sections, rope_axial: of positions with several components, () and False for plain ones (nn/rope.py).
     parallel: attention and feed-forward read the same normed input (Phi).
@@ -45,6 +46,7 @@ class BlockShape(nn.Module):
     norm: str
     norm_eps: float
     qk_norm: str
+    qk_norm_whole: bool
     rope_theta: float
     rope_fraction: float
     rope_sections: tuple[int, ...]

@@ -7,6 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from mmjax.nn.linear import Linear
 from mmjax.nn.mlp import activation
@@ -48,6 +49,9 @@ class MLP(nn.Module):
     reduce, factor: 'none', 'pixel_shuffle' or 'average' (K = N / factor²), or 'concat' (K = N / factor).
     hidden: width between the Linears, 0 for `width` (Qwen2-VL's patch merger: that of its input).
     norm: '' or a norm on the output (nn/norm.py): keeps tokens from scratch at the scale an LLM expects.
+    norm_in: '' or a norm on what the first Linear reads (InternVL).
+    newline: one more token, K, the same learned one for each medium: for the text to put at the end of a row of
+        patches (LLaVA-NeXT's `image_newline`).
     """
 
     width: int
@@ -60,14 +64,22 @@ class MLP(nn.Module):
     dtype: Any
     param_dtype: Any
     hidden: int = 0
+    norm_in: str = ""
+    newline: bool = False
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
         if self.reduce not in REDUCERS:
             raise ValueError(f"reduce: {self.reduce!r} is none of {', '.join(REDUCERS)}.")
         x = REDUCERS[self.reduce](features, self.factor)
+        x = Norm(self.norm_in, 1e-5, self.param_dtype, name="norm_in")(x) if self.norm_in else x
         for i in range(self.depth):
             x = activation(self.activation)(x) if i else x
             width = self.width if i + 1 == self.depth else self.hidden or self.width
             x = Linear(width, self.bias, self.dtype, self.param_dtype, name=f"linear_{i}")(x)
-        return Norm(self.norm, 1e-6, self.param_dtype, name="norm")(x) if self.norm else x
+        x = Norm(self.norm, 1e-6, self.param_dtype, name="norm")(x) if self.norm else x
+        if not self.newline:
+            return x
+        token = self.param("newline", nn.initializers.normal(self.width**-0.5), (self.width,), self.param_dtype)
+        token = jnp.broadcast_to(token.astype(x.dtype), (*x.shape[:-2], 1, self.width))
+        return jnp.concatenate([x, token], axis=-2)

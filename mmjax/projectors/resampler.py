@@ -52,6 +52,7 @@ class Perceiver(nn.Module):
                 qkv_bias=False,
                 out_bias=False,
                 qk_norm="",
+                qk_norm_whole=False,
                 norm_eps=self.norm_eps,
                 rope_theta=0.0,
                 rope_fraction=0.0,

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 from tiny import Letters, forward_log_probs, solid, tiny_assistant
 
-from mmjax.data.image import ImageError
+from mmjax.data.image import ImageError, ImageOptions
+from mmjax.data.views import Dynamic
 from mmjax.inference.chat import Sampling
 from mmjax.inference.prompts import ask, collate, load_rgb
 from mmjax.model import MultimodalLM
@@ -103,6 +104,30 @@ def test_a_conversation_remembers_turns_and_pictures(assistant):
     assert [turn.role for turn in conversation.turns] == ["system", *["user", "assistant"] * 2]
     conversation.reset()
     assert conversation.turns == [Turn("system", "Be brief.")] and not conversation.images
+
+
+def test_pictures_in_tiles(monkeypatch, tmp_path):
+    """Whatever they come as, and in later turns, they are cut as in training."""
+    monkeypatch.setattr(Letters, "specials", Letters.specials | {"<img>": 1, "</img>": 2})
+    assistant = tiny_assistant(length=256)
+    assistant.views = Dynamic(ImageOptions(PIXELS, "stretch", 10_000), fewest=1, most=4)
+    path = tmp_path / "wide.png"
+    wide = np.concatenate([RED, BLUE, RED // 2, BLUE // 3], axis=1)
+    Image.fromarray(wide).save(path)
+    batch = assistant._collate([assistant._encode(ask("?", [path]), 8)], [ask("?", [path])], 1)
+    np.testing.assert_array_equal(batch.media["image"].values[0, :2], [RED, BLUE])
+    assert batch.media["image"].valid.sum() == 5 and batch.media["image"].slot.max() == 5 * 4 - 1
+
+    prompts = [ask("What is it?", [kind]) for kind in (path, wide, Image.open(path), path.read_bytes())]
+    assert len(set(assistant.generate(prompts))) == 1
+    conversation = assistant.chat()
+    first = conversation.say("What is it?", image=path)
+    path.unlink()
+    turns = (*prompts[0].turns, Turn("assistant", first), Turn("user", "Where?"))
+    assert conversation.say("Where?") == assistant.generate([Sample("whole", turns, (wide,))])[0]
+    np.testing.assert_array_equal(
+        assistant.score(prompts[1], ["Red", "A dot."]), assistant.score(prompts[3], ["Red", "A dot."])
+    )
 
 
 def test_an_interrupted_answer_stays_and_a_failed_question_leaves_no_trace(assistant):
