@@ -6,7 +6,7 @@ RUN = runs/quickstart-$(VARIANT)
 CONFIG = configs/quickstart.py:variant=$(VARIANT)
 BIN = $(VENV)/bin
 
-.PHONY: setup demo test test-all lint format clean
+.PHONY: setup demo test test-all lint format parity clean
 
 setup: $(VENV)/installed
 
@@ -35,6 +35,9 @@ test: lint
 
 test-all: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+parity: setup
+	$(BIN)/python -m pytest tests/hub --parity-table docs/parity.md
 
 clean:
 	rm -rf $(VENV) data runs

@@ -38,6 +38,7 @@ class Family:
     rows: (that section or part) -> the table, paths from the part down, names as `transformers` saves them.
     part: where that part stands in the model: 'backbone', 'encoders/image', or '' for a whole model.
     renames: (regex, replacement) applied to a checkpoint's names: what older files call things.
+    modules: (regex, replacement) from a tensor's name to its module's in the loaded model, for adapters.
     ignored: regexes of tensors that no parameter stands for: buffers, other towers.
     """
 
@@ -48,6 +49,7 @@ class Family:
     rows: Callable[[Json], list[Row]]
     part: str
     renames: tuple[tuple[str, str], ...] = ()
+    modules: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = ()
 
 
