@@ -20,6 +20,7 @@ FAMILIES = {
     "mistral": "mmjax.hub.text.MISTRAL",
     "qwen2": "mmjax.hub.text.QWEN2",
     "qwen3": "mmjax.hub.text.QWEN3",
+    "gemma": "mmjax.hub.gemma.GEMMA",
     "clip": "mmjax.hub.vision.CLIP",
     "clip_vision_model": "mmjax.hub.vision.CLIP_VISION",
     "siglip": "mmjax.hub.vision.SIGLIP",
@@ -74,6 +75,7 @@ PARTS = {
     ("backbones.decoder.Decoder", "llama"): "llama",
     ("backbones.decoder.Decoder", "qwen2"): "qwen2",
     ("backbones.decoder.Decoder", "qwen3"): "qwen3",
+    ("backbones.decoder.Decoder", "gemma"): "gemma",
     ("encoders.vit.ViT", "clip"): "clip_vision_model",
     ("encoders.vit.ViT", "siglip"): "siglip_vision_model",
 }

@@ -10,7 +10,7 @@ from mmjax.hub.table import Row, T, rows_under
 from mmjax.hub.tensors import CheckpointError
 
 # Ours -> what Llama and its descendants call it.
-_LLAMA_KEYS = {
+_KEYS = {
     "vocab": "vocab_size",
     "width": "hidden_size",
     "depth": "num_hidden_layers",
@@ -31,32 +31,44 @@ def rope_of(c: Json) -> tuple[float, Json]:
     return theta, rope
 
 
-def _llama_spec(variant: str, c: Json, **more: Any) -> dict[str, Any]:
+_LLAMA = dict(
+    vocab_size=32_000,
+    hidden_size=4096,
+    intermediate_size=11_008,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    rms_norm_eps=1e-6,
+    hidden_act="silu",
+    tie_word_embeddings=False,
+)
+
+
+def llama_spec(variant: str, c: Json, defaults: Json = _LLAMA, **more: Any) -> dict[str, Any]:
+    """The spec of Llama or a descendant. defaults: for keys that config.json lacks. `more` overrides."""
+    c = {**defaults, **c}
     theta, rope = rope_of(c)
     if rope["rope_type"] != "default":
         raise CheckpointError(f"config.json: rotary positions of type {rope['rope_type']!r} are not known here.")
-    defaults = {
+    derived = {
         "num_key_value_heads": c["num_attention_heads"],
         "head_dim": c["hidden_size"] // c["num_attention_heads"],
-        "tie_word_embeddings": False,
     }
-    sizes = {
-        ours: c[theirs] if c.get(theirs) is not None else defaults[theirs] for ours, theirs in _LLAMA_KEYS.items()
-    }
-    return dict(
+    sizes = {ours: c[theirs] if c.get(theirs) is not None else derived[theirs] for ours, theirs in _KEYS.items()}
+    spec = dict(
         type="backbones.decoder.Decoder",
         variant=variant,
         **sizes,
-        activation=family.activation(c.get("hidden_act", "silu")),
+        activation=family.activation(c["hidden_act"]),
         rope_theta=theta,
         xattn=None,
-        **more,
     )
+    return spec | more
 
 
-def _llama_config(spec: Json) -> dict[str, Any]:
+def llama_config(spec: Json) -> dict[str, Any]:
+    """config.json of Llama or a descendant."""
     full = complete(spec)
-    return {theirs: full[ours] for ours, theirs in _LLAMA_KEYS.items()} | dict(
+    return {theirs: full[ours] for ours, theirs in _KEYS.items()} | dict(
         hidden_act=family.ACTIVATIONS[full["activation"]],
         rope_parameters=dict(rope_type="default", rope_theta=full["rope_theta"]),
     )
@@ -70,7 +82,8 @@ def attention(ours: str = "attention/", theirs: str = "self_attn.", out: str = "
     return rows_under(ours, theirs, rows)
 
 
-def _llama_rows(spec: Json) -> list[Row]:
+def llama_rows(spec: Json) -> list[Row]:
+    """The table of Llama or a descendant."""
     layer = [
         *attention(),
         Row("attention/query_norm/scale", "self_attn.q_norm.weight"),
@@ -89,11 +102,11 @@ def _llama_rows(spec: Json) -> list[Row]:
 
 
 # A tied head is saved by some versions of `transformers`, and is the embedding table again.
-_TIED = (r"(^|\.)lm_head\.weight$", r"rotary_emb\.inv_freq$")
+TIED = (r"(^|\.)lm_head\.weight$", r"rotary_emb\.inv_freq$")
 
 
-def _llama_spec_checked(c: Json) -> dict[str, Any]:
-    return _llama_spec(
+def _spec(c: Json) -> dict[str, Any]:
+    return llama_spec(
         "llama",
         c,
         qkv_bias=c.get("attention_bias", False),
@@ -105,38 +118,38 @@ def _llama_spec_checked(c: Json) -> dict[str, Any]:
 LLAMA = Family(
     model_type="llama",
     architecture="LlamaForCausalLM",
-    spec=_llama_spec_checked,
+    spec=_spec,
     config=lambda spec: (
-        _llama_config(spec) | dict(attention_bias=complete(spec)["qkv_bias"], mlp_bias=complete(spec)["mlp_bias"])
+        llama_config(spec) | dict(attention_bias=complete(spec)["qkv_bias"], mlp_bias=complete(spec)["mlp_bias"])
     ),
-    rows=_llama_rows,
+    rows=llama_rows,
     part="backbone",
-    ignored=_TIED,
+    ignored=TIED,
 )
 MISTRAL = Family(
     model_type="mistral",
     architecture="MistralForCausalLM",
-    spec=lambda c: _llama_spec("llama", c),
-    config=lambda spec: _llama_config(spec) | dict(sliding_window=None),
-    rows=_llama_rows,
+    spec=lambda c: llama_spec("llama", c),
+    config=lambda spec: llama_config(spec) | dict(sliding_window=None),
+    rows=llama_rows,
     part="backbone",
-    ignored=_TIED,
+    ignored=TIED,
 )
 QWEN2 = Family(
     model_type="qwen2",
     architecture="Qwen2ForCausalLM",
-    spec=lambda c: _llama_spec("qwen2", c),
-    config=_llama_config,
-    rows=_llama_rows,
+    spec=lambda c: llama_spec("qwen2", c),
+    config=llama_config,
+    rows=llama_rows,
     part="backbone",
-    ignored=_TIED,
+    ignored=TIED,
 )
 QWEN3 = Family(
     model_type="qwen3",
     architecture="Qwen3ForCausalLM",
-    spec=lambda c: _llama_spec("qwen3", c),
-    config=_llama_config,
-    rows=_llama_rows,
+    spec=lambda c: llama_spec("qwen3", c),
+    config=llama_config,
+    rows=llama_rows,
     part="backbone",
-    ignored=_TIED,
+    ignored=TIED,
 )

@@ -26,6 +26,7 @@ FAMILIES = {
     "mistral": (transformers.MistralConfig, GROUPED | dict(sliding_window=None)),
     "qwen2": (transformers.Qwen2Config, GROUPED),
     "qwen3": (transformers.Qwen3Config, GROUPED | dict(head_dim=16)),
+    "gemma": (transformers.GemmaConfig, GROUPED | dict(head_dim=16)),
 }
 
 
