@@ -27,7 +27,7 @@ PUBLISHED = {
     "Phi-2": (2_779_683_840, dict(variant="phi", **sizes(51_200, 2560, 32, 32, 32, 80, 10_240))),
     "OPT-125M": (
         125_239_296,  # with the two rows that Hugging Face's table of positions has more
-        dict(variant="opt", max_positions=2050, **sizes(50_272, 768, 12, 12, 12, 64, 3072)),
+        dict(variant="opt", **sizes(50_272, 768, 12, 12, 12, 64, 3072)),
     ),
 }
 
