@@ -53,6 +53,7 @@ _GEMMA2 = {**_GEMMA, "post_norm": True, "query_scale": 256**-0.5}
 _CLASSIC = dict(activation="relu", gated=False, qkv_bias=True, out_bias=True, mlp_bias=True, norm="layer")
 VARIANTS = {
     "llama": _LLAMA,
+    "mistral": {**_LLAMA, "sliding_window": 4096, "attention_pattern": ("local",)},
     "qwen2": {**_LLAMA, "qkv_bias": True, "norm_eps": 1e-6, "rope_theta": 1e6},
     "qwen3": {**_LLAMA, "qk_norm": "rms", "norm_eps": 1e-6, "rope_theta": 1e6},
     "gemma": _GEMMA,
