@@ -24,6 +24,16 @@ PUBLISHED = {
         2_506_172_416,
         dict(variant="gemma", embed_scale=2048**0.5, **sizes(256_000, 2048, 18, 8, 1, 256, 16_384)),
     ),
+    "Gemma-2-2B": (
+        2_614_341_888,
+        dict(variant="gemma2", embed_scale=2304**0.5, **sizes(256_000, 2304, 26, 8, 4, 256, 9216)),
+    ),
+    "Gemma-3-1B": (
+        999_885_952,
+        dict(variant="gemma3", embed_scale=1152**0.5, **sizes(262_144, 1152, 26, 4, 1, 256, 6912)),
+    ),
+    "Pythia-160M": (162_322_944, dict(variant="neox", **sizes(50_304, 768, 12, 12, 12, 64, 3072))),
+    "MPT-7B": (6_649_286_656, dict(variant="mpt", **sizes(50_432, 4096, 32, 32, 32, 128, 16_384))),
     "Phi-2": (2_779_683_840, dict(variant="phi", **sizes(51_200, 2560, 32, 32, 32, 80, 10_240))),
     "OPT-125M": (
         125_239_296,  # with the two rows that Hugging Face's table of positions has more

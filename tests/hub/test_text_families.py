@@ -63,6 +63,26 @@ FAMILIES = {
         ),
     ),
 }
+FAMILIES |= {
+    "phi": (transformers.PhiConfig, GROUPED),
+    "phi-qk-norm": (transformers.PhiConfig, SIZES | dict(qk_layernorm=True, partial_rotary_factor=0.75)),
+    "opt": (transformers.OPTConfig, SIZES | dict(ffn_dim=48)),
+    "opt-no-bias": (transformers.OPTConfig, SIZES | dict(ffn_dim=48, enable_bias=False)),
+    "neox": (transformers.GPTNeoXConfig, SIZES | dict(rotary_pct=0.5)),
+    "neox-serial": (transformers.GPTNeoXConfig, SIZES | dict(use_parallel_residual=False, attention_bias=False)),
+    "mpt": (transformers.MptConfig, dict(vocab_size=VOCAB, d_model=32, n_layers=3, n_heads=4, max_seq_len=64)),
+    "mpt-six-heads": (
+        transformers.MptConfig,
+        dict(
+            vocab_size=VOCAB,
+            d_model=48,
+            n_layers=3,
+            n_heads=6,
+            max_seq_len=64,
+            attn_config=dict(softmax_scale=0.3),
+        ),
+    ),
+}
 RNG = np.random.default_rng(0)
 TEXTS = [RNG.integers(0, VOCAB, n).tolist() for n in (5, 17, 11)]
 
