@@ -214,9 +214,8 @@ class Decoder(BlockShape):
     def _local(self) -> list[bool]:
         """Which layers are local ones."""
         pattern = self.attention_pattern
-        for name in pattern:
-            if name not in ("local", "global"):
-                raise ValueError(f"attention_pattern: {name!r} is neither 'local' nor 'global'.")
+        if not pattern or set(pattern) - {"local", "global"}:
+            raise ValueError(f"attention_pattern: {pattern!r} is no list of 'local' and 'global'.")
         local = [pattern[i % len(pattern)] == "local" for i in range(self.depth)]
         if any(local) and not self.sliding_window:
             raise ValueError("attention_pattern: a local layer wants sliding_window above 0.")

@@ -64,7 +64,7 @@ def _yarn(frequency: jax.Array, theta: float, scaling: Mapping[str, Any]) -> Rop
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, 2 * pairs - 1)
     stretched = jnp.clip((jnp.arange(pairs) - low) / max(high - low, 0.001), 0, 1)
-    magnitude = scaling.get("attention_factor") or 0.1 * math.log(scaling["factor"]) + 1
+    magnitude = scaling.get("attention_factor") or 0.1 * math.log(max(scaling["factor"], 1)) + 1
     return frequency * (1 - stretched + stretched / scaling["factor"]), magnitude
 
 
