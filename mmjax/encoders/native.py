@@ -10,13 +10,13 @@ from mmjax.encoders.vit import VARIANTS as VIT
 from mmjax.nn.block import Block, BlockShape, fields_of
 from mmjax.nn.linear import Linear
 from mmjax.nn.norm import Norm
+from mmjax.nn.rope import rope_frequencies
 from mmjax.nn.stack import run, stacked
 
 _QWEN2_VL = {key: value for key, value in VIT["siglip"].items() if key in BlockShape.__dataclass_fields__} | dict(
     activation="quick_gelu",
     rope_theta=10_000.0,
     rope_fraction=1.0,
-    rope_axial=True,
     patch=14,
     frames=2,
     merge=2,
@@ -59,6 +59,7 @@ class NativeViT(BlockShape):
     ordered by, and that a projector joins (MLP, reduce 'concat'). width, depth: of the transformer.
     frames: time steps of a patch, all the same in a still picture.
     window, full: side in patches of the windows that attention stays within, 0 for none, but in the layers `full`.
+    rope_theta: of the positions, which are row and column. rope_sections: not to be set.
     mean, std: of the pixels, each scaled to [0, 1]. remat, scan: see nn/stack.py.
     Qwen2-VL (arXiv:2409.12191, section 2.1), Qwen2.5-VL (arXiv:2502.13923, section 2.1.1).
     """
@@ -89,14 +90,17 @@ class NativeViT(BlockShape):
         x = self._tokens(medium["patches"].reshape(b * m, n, -1))
         place, real = places(medium["grid"].reshape(b * m, 2).astype(jnp.int32), n, self.merge)
         seen, near = self._masks(place, real)
-        block = Block(**fields_of(self, Block), parent=None)
-        layers = stacked(self, "layers", block, self.depth, x[:1, :1], positions=place[:1, :1])
+        # Half of the pairs turn by the row, half by the column, each half through all wavelengths.
+        half, _ = rope_frequencies(self.head_dim // 2, self.rope_theta, 1.0)
+        rope = jnp.tile(half, 2), 1.0
+        block = Block(**fields_of(self, Block) | dict(rope_sections=(len(half),) * 2), parent=None)
+        layers = stacked(self, "layers", block, self.depth, x[:1, :1], positions=place[:1, :1], rope=rope)
         everywhere = jnp.asarray([not self.window or i in self.full for i in range(self.depth)])
 
         def layer(x, params_and_reach):
             params, reach = params_and_reach
             mask = jnp.where(reach, seen, near) if self.window else seen
-            return block.apply({"params": params}, x, mask=mask, positions=place)[0], None
+            return block.apply({"params": params}, x, mask=mask, positions=place, rope=rope)[0], None
 
         x, _ = run(layer, x, (layers, everywhere), remat=self.remat, scan=self.scan)
         return norm("norm_out", x).reshape(b, m, n, -1)

@@ -26,9 +26,12 @@ _VIT = dict(
     rope_theta=0.0,
     rope_fraction=0.0,
     rope_sections=(),
-    rope_axial=False,
+    rope_scaling=None,
+    alibi=False,
+    query_scale=0.0,
     attention_softcap=0.0,
     parallel=False,
+    shared_norm=False,
     post_norm=False,
     layer_scale=0.0,
 )

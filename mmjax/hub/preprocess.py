@@ -33,7 +33,9 @@ def pixel_keys(p: Json) -> dict[str, Any]:
 
 def media_keys(folder: HubFolder, encoder: Json, p: Json) -> dict[str, Any]:
     """Keys of `data.media` that follow from a checkpoint."""
-    keys: dict[str, Any] = dict(size=complete(encoder)["size"], token=_image_token(folder))
+    full = complete(encoder)
+    # Of pictures at their native resolution, the size is a patch's.
+    keys: dict[str, Any] = dict(size=full.get("size", full["patch"]), token=_image_token(folder))
     if folder.family.views:
         keys["views"] = folder.family.views(folder.config, p)
         if p.get("do_resize") is False:

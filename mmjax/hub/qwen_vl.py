@@ -9,7 +9,7 @@ from mmjax.hub import family
 from mmjax.hub.family import Family, Json, complete
 from mmjax.hub.table import KEEP, Op, Row, T, each, fused, rows_under
 from mmjax.hub.tensors import CheckpointError
-from mmjax.hub.text import QWEN2, rope_of
+from mmjax.hub.text import QWEN2
 
 PATCHES = 4 * 1280  # of a picture, at most: what the processor of `transformers` is content with if not told
 
@@ -32,10 +32,15 @@ _VISION_2_5 = _VISION | dict(
 )
 
 
+_PROCESSOR_KEYS = {"patch_size": "patch_size", "merge_size": "spatial_merge_size"}
+
+
 def _encoder(variant: str, c: Json, width: int, **more: Any) -> dict[str, Any]:
     if c.get("in_channels", c.get("in_chans", 3)) != 3:
         raise CheckpointError("config.json, vision_config: pictures of other than 3 channels are not known here.")
-    theta, _ = rope_of(c)
+    rope = c.get("rope_parameters") or {}
+    if rope.get("rope_type", "axial") != "axial":
+        raise CheckpointError(f"config.json, vision_config: rope_type {rope['rope_type']!r} is not known here.")
     return dict(
         type="encoders.native.NativeViT",
         variant=variant,
@@ -45,7 +50,7 @@ def _encoder(variant: str, c: Json, width: int, **more: Any) -> dict[str, Any]:
         kv_heads=c["num_heads"],
         head_dim=width // c["num_heads"],
         activation=family.activation(c["hidden_act"]),
-        rope_theta=theta,
+        rope_theta=float(rope.get("rope_theta", 10_000.0)),
         **more,
     )
 
@@ -72,15 +77,15 @@ def _backbone(c: Json) -> dict[str, Any]:
     """Of a config.json's `text_config`, or of all of it: hub files have no such section."""
     text = dict(c.get("text_config") or c)
     text["tie_word_embeddings"] = bool(c.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
-    if text.get("use_sliding_window") and text.get("max_window_layers", 80) < text["num_hidden_layers"]:
+    rope = {"rope_theta": text.get("rope_theta", 1e6)}
+    rope |= (text.pop("rope_parameters", None) or {}) | (text.pop("rope_scaling", None) or {})
+    sections = tuple(rope.pop("mrope_section", (16, 24, 24)))
+    kind = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
+    rope["rope_type"] = "default" if kind == "mrope" else kind
+    spec = QWEN2.spec(text | dict(rope_parameters=rope))
+    if "local" in spec["attention_pattern"]:
         raise CheckpointError("config.json: sliding windows are not known here together with M-RoPE.")
-    theta, rope = rope_of({"rope_theta": 1e6, **text})
-    sections = rope.pop("mrope_section", (16, 24, 24))
-    rope["rope_type"] = rope["rope_type"].replace("mrope", "default")
-    plain = {key: value for key, value in text.items() if not key.startswith("rope_")}
-    return QWEN2.spec(plain | dict(rope_parameters=rope | dict(rope_theta=theta))) | dict(
-        rope_sections=tuple(sections)
-    )
+    return spec | dict(rope_sections=sections)
 
 
 def _spec(encoder: dict[str, Any], c: Json) -> dict[str, Any]:
@@ -105,7 +110,11 @@ def _spec(encoder: dict[str, Any], c: Json) -> dict[str, Any]:
 def _config(vision: dict[str, Any], spec: Json) -> dict[str, Any]:
     encoder, backbone = complete(spec["encoders"]["image"]), complete(spec["backbone"])
     text = QWEN2.config(spec["backbone"])
-    rope = {**text["rope_parameters"], "mrope_section": list(backbone["rope_sections"])}
+    sections = dict(mrope_section=list(backbone["rope_sections"]))
+    ropes = dict(
+        rope_parameters=text["rope_parameters"] | sections,
+        rope_scaling=(text["rope_scaling"] or dict(type="mrope")) | sections,  # for transformers 4
+    )
     return dict(
         vision_config=dict(
             **{theirs: encoder[ours] for ours, theirs in _VISION_KEYS.items()},
@@ -113,7 +122,7 @@ def _config(vision: dict[str, Any], spec: Json) -> dict[str, Any]:
             rope_parameters=dict(rope_type="axial", rope_theta=encoder["rope_theta"]),
             **vision,
         ),
-        text_config=text | dict(rope_parameters=rope, use_sliding_window=False),
+        text_config=text | ropes,
         tie_word_embeddings=backbone["tied"],
     )
 
@@ -137,6 +146,24 @@ def _config_2_5(spec: Json) -> dict[str, Any]:
         fullatt_block_indexes=list(encoder["full"]),
     )
     return _config(dict(model_type="qwen2_5_vl_vision", **vision), spec)
+
+
+def _views(c: Json, p: Json) -> dict[str, Any]:
+    """Of the image processor's settings; a picture may not have more patches than the encoder has room for."""
+    vision = {**_VISION, **c["vision_config"]}
+    patch, merge = (p.get(key, vision[other]) for key, other in _PROCESSOR_KEYS.items())
+    if (patch, merge) != (vision["patch_size"], vision["spatial_merge_size"]):
+        raise CheckpointError("the image processor's patch_size or merge_size is not that of the model.")
+    size = p.get("size") or {}
+    least = p.get("min_pixels") or size.get("shortest_edge") or 56 * 56
+    most = p.get("max_pixels") or size.get("longest_edge") or 28 * 28 * 1280
+    return dict(
+        type="data.patches.Native",
+        patches=PATCHES,
+        merge=merge,
+        min_pixels=least,
+        max_pixels=min(most, PATCHES * patch**2),
+    )
 
 
 def patches_in_time(size: int, frames: int) -> Op:
@@ -196,6 +223,7 @@ QWEN2_VL = Family(
     part="",
     renames=_RENAMES,
     ignored=_IGNORED,
+    views=_views,
 )
 QWEN2_5_VL = Family(
     model_type="qwen2_5_vl",
@@ -206,4 +234,5 @@ QWEN2_5_VL = Family(
     part="",
     renames=_RENAMES,
     ignored=_IGNORED,
+    views=_views,
 )

@@ -189,7 +189,11 @@ def test_a_checkpoint_of_transformers_4_is_the_same_model(both, tmp_path):
 @pytest.mark.parametrize(
     "where, change, message",
     [
-        ("text_config", dict(use_sliding_window=True, max_window_layers=1), "sliding windows are not known"),
+        (
+            "text_config",
+            dict(use_sliding_window=True, sliding_window=4, layer_types=["full_attention", "sliding_attention"]),
+            "sliding windows are not known",
+        ),
         ("vision_config", dict(in_channels=4), "other than 3 channels"),
     ],
 )

@@ -6,7 +6,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import Letters, forward_log_probs, solid, tiny_assistant
+from tiny import PIXELS, Letters, forward_log_probs, solid, tiny_assistant
 
 from mmjax.data.image import ImageError, ImageOptions
 from mmjax.data.views import Dynamic
