@@ -6,7 +6,7 @@ RUN = runs/quickstart-$(VARIANT)
 CONFIG = configs/quickstart.py:variant=$(VARIANT)
 BIN = $(VENV)/bin
 
-.PHONY: setup demo test test-all lint format clean
+.PHONY: setup demo test test-all lint format parity clean
 
 setup: $(VENV)/installed
 
@@ -14,6 +14,11 @@ $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mmjax wants Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[quickstart]'
+	touch $@
+
+# The tests compare with `transformers` and torch, which a demo can do without.
+$(VENV)/tools: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
@@ -22,11 +27,11 @@ demo: setup
 	$(BIN)/mmjax train --config $(CONFIG) --workdir $(RUN)
 	$(BIN)/mmjax evaluate --workdir $(RUN)
 
-lint: setup
+lint: $(VENV)/tools
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: setup
+format: $(VENV)/tools
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -35,6 +40,9 @@ test: lint
 
 test-all: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+parity: $(VENV)/tools
+	$(BIN)/python -m pytest tests/hub --parity-table docs/parity.md
 
 clean:
 	rm -rf $(VENV) data runs

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from mmjax import tree
 from mmjax.config import Config, build_model, read_config
 from mmjax.hub.card import model_card
-from mmjax.hub.family import FAMILIES, Family, family, find_family
+from mmjax.hub.family import FAMILIES, Family, config_of, family, find_family
 from mmjax.hub.folder import HubFolder, read_json
 from mmjax.hub.load import WEIGHTS, specs_of
 from mmjax.hub.preprocess import media_keys, pixel_keys, read_preprocessor
@@ -115,7 +115,7 @@ def export_workdir(source: Path, target: Path, model_type: str = "") -> None:
     for file in kept.iterdir() if kept.exists() else ():
         shutil.copyfile(file, target / file.name)
     dtype = str(next(iter(specs.values())).dtype)
-    made = {**chosen.config(spec), "architectures": [chosen.architecture], "model_type": chosen.model_type}
+    made = {**config_of(spec, chosen), "architectures": [chosen.architecture]}
     (target / "config.json").write_text(json.dumps(_over(before, made) | {"dtype": dtype}, indent=2))
     (target / "README.md").write_text(model_card(config.model, chosen, source.name, specs))
     logging.info("%s: %s, %d tensors.", target, chosen.architecture, len(specs))

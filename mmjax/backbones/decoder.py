@@ -1,8 +1,8 @@
-"""The decoder-only language model: Llama, Qwen, Gemma, Phi and OPT are settings of it."""
+"""The decoder-only language model: Llama, Qwen, Gemma, Phi, OPT, GPT-NeoX and MPT are settings of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -11,7 +11,9 @@ import jax.numpy as jnp
 
 from mmjax.nn.block import Block, BlockShape, fields_of
 from mmjax.nn.linear import Linear
+from mmjax.nn.masks import window_mask
 from mmjax.nn.norm import Norm
+from mmjax.nn.rope import rope_frequencies
 from mmjax.nn.stack import run, stacked
 from mmjax.nn.xattn import GatedCrossBlock
 from mmjax.sharding import constrain
@@ -30,31 +32,75 @@ _LLAMA = dict(
     qk_norm_whole=False,
     rope_theta=10_000.0,
     rope_fraction=1.0,
+    rope_scaling=None,
+    alibi=False,
+    query_scale=0.0,
     attention_softcap=0.0,
     parallel=False,
+    shared_norm=False,
     post_norm=False,
     layer_scale=0.0,
+    sliding_window=0,
+    attention_pattern=("global",),
+    local_rope_theta=0.0,
     max_positions=0,
+    position_offset=0,
     embed_scale=1.0,
     tied=False,
     head_bias=False,
     logit_softcap=0.0,
 )
+_GEMMA = {**_LLAMA, "activation": "gelu_tanh", "norm": "rms1", "norm_eps": 1e-6, "tied": True}
+_GEMMA2 = {**_GEMMA, "post_norm": True, "query_scale": 256**-0.5}
 _CLASSIC = dict(activation="relu", gated=False, qkv_bias=True, out_bias=True, mlp_bias=True, norm="layer")
 VARIANTS = {
     "llama": _LLAMA,
+    "mistral": {**_LLAMA, "sliding_window": 4096, "attention_pattern": ("local",)},
     "qwen2": {**_LLAMA, "qkv_bias": True, "norm_eps": 1e-6, "rope_theta": 1e6},
     "qwen3": {**_LLAMA, "qk_norm": "rms", "norm_eps": 1e-6, "rope_theta": 1e6},
-    "gemma": {**_LLAMA, "activation": "gelu_tanh", "norm": "rms1", "norm_eps": 1e-6, "tied": True},
+    "gemma": _GEMMA,
+    "gemma2": {
+        **_GEMMA2,
+        "attention_softcap": 50.0,
+        "logit_softcap": 30.0,
+        "sliding_window": 4096,
+        "attention_pattern": ("local", "global"),
+    },
+    "gemma3": {
+        **_GEMMA2,
+        "qk_norm": "rms1",
+        "sliding_window": 1024,
+        "attention_pattern": ("local",) * 5 + ("global",),
+        "rope_theta": 1e6,
+        "local_rope_theta": 1e4,
+    },
     "phi": {
         **_LLAMA,
         **_CLASSIC,
         "activation": "gelu_tanh",
         "rope_fraction": 0.4,
         "parallel": True,
+        "shared_norm": True,
         "head_bias": True,
     },
-    "opt": {**_LLAMA, **_CLASSIC, "rope_theta": 0.0, "max_positions": 2048, "tied": True},
+    "opt": {
+        **_LLAMA,
+        **_CLASSIC,
+        "rope_theta": 0.0,
+        "max_positions": 2048,
+        "position_offset": 2,
+        "tied": True,
+    },
+    "neox": {**_LLAMA, **_CLASSIC, "activation": "gelu", "rope_fraction": 0.25, "parallel": True},
+    "mpt": {
+        **_LLAMA,
+        "activation": "gelu",
+        "gated": False,
+        "norm": "layer_nobias",
+        "rope_theta": 0.0,
+        "alibi": True,
+        "tied": True,
+    },
 }
 VARIANTS["llama-7b"] = VARIANTS["llama"] | dict(
     vocab=32_000, width=4096, depth=32, heads=32, kv_heads=32, head_dim=128, mlp_width=11_008
@@ -67,8 +113,12 @@ VARIANTS["llama-13b"] = VARIANTS["llama"] | dict(
 class Decoder(BlockShape):
     """Embedding, `depth` blocks, final norm, head; and gated cross-attention among the blocks if asked for.
 
-    vocab, width, depth: sizes. max_positions: learned absolute positions, 0 for none. embed_scale: factor on the
-    embeddings (Gemma: sqrt(width)). tied: the head is the embedding table. logit_softcap: 0 for none.
+    vocab, width, depth: sizes. attention_pattern: 'local' or 'global' for each layer, repeated over the depth;
+    'local' layers see the last `sliding_window` positions, their own among them, and rotate by
+    local_rope_theta, unscaled, if that is not 0.
+    max_positions: learned absolute positions, 0 for none; position_offset: rows of their table before the first
+    (OPT: 2). embed_scale: factor on the embeddings (Gemma: sqrt(width)). tied: the head is the embedding table.
+    logit_softcap: 0 for none.
     xattn: None, or fields of GatedCrossBlock that differ from the blocks', with `every` (one such block before
     each `every`-th layer) and `first` (the layer that the first of them stands before).
     remat, scan: see nn/stack.py.
@@ -77,7 +127,11 @@ class Decoder(BlockShape):
     vocab: int
     width: int
     depth: int
+    sliding_window: int
+    attention_pattern: Sequence[str]
+    local_rope_theta: float
     max_positions: int
+    position_offset: int
     embed_scale: float
     tied: bool
     head_bias: bool
@@ -91,7 +145,7 @@ class Decoder(BlockShape):
         init = nn.initializers.normal(self.width**-0.5)
         self.embedding = self.param("embedding", init, (self.vocab, self.width), self.param_dtype)
         if self.max_positions:
-            shape = (self.max_positions, self.width)
+            shape = (self.position_offset + self.max_positions, self.width)
             self.position_embedding = self.param("position_embedding", init, shape, self.param_dtype)
         self.norm_out = Norm(self.norm, self.norm_eps, self.param_dtype)
         if not self.tied:
@@ -129,25 +183,29 @@ class Decoder(BlockShape):
           hidden [B, T, D], the cache's new (keys, values) or None, media_kv.
         """
         if self.max_positions:
-            x = x + jnp.take(self.position_embedding, positions, axis=0).astype(x.dtype)
+            table = self.position_embedding
+            x = x + jnp.take(table, positions + self.position_offset, axis=0).astype(x.dtype)
+        key_positions = cache.positions if cache else positions
+        local = self._local()
+        kind = self._kinds(local, mask, positions, key_positions)
         block = Block(**fields_of(self, Block), parent=None)
         layers = stacked(self, "layers", block, self.depth, x[:1, :1], positions=positions[:1, :1])
 
-        def layer(carry, params_and_index):
-            (x, kv), (params, index) = carry, params_and_index
+        def layer(carry, xs):
+            (x, kv), (params, index, is_local) = carry, xs
+            mask, rope = kind(is_local)
 
             def update(k, v):
                 nonlocal kv
                 kv = tuple(_write(full, new, index, cache.index) for full, new in zip(kv, (k, v), strict=True))
                 return tuple(jax.lax.dynamic_index_in_dim(full, index, keepdims=False) for full in kv)
 
-            x, _ = block.apply(
-                {"params": params}, x, mask=mask, positions=positions, update=update if cache else None
-            )
+            seen = dict(mask=mask, positions=positions, key_positions=key_positions, rope=rope)
+            x, _ = block.apply({"params": params}, x, **seen, update=update if cache else None)
             return (x, kv), None
 
         carry = (x, (cache.keys, cache.values) if cache else None)
-        xs = (layers, jnp.arange(self.depth))
+        xs = (layers, jnp.arange(self.depth), jnp.asarray(local))
         if self.xattn is None:
             carry, _ = run(layer, carry, xs, remat=self.remat, scan=self.scan)
         else:
@@ -155,9 +213,38 @@ class Decoder(BlockShape):
         x, kv = carry
         return self.norm_out(x), kv, media_kv
 
+    def _local(self) -> list[bool]:
+        """Which layers are local ones."""
+        pattern = self.attention_pattern
+        if not pattern or set(pattern) - {"local", "global"}:
+            raise ValueError(f"attention_pattern: {pattern!r} is no list of 'local' and 'global'.")
+        local = [pattern[i % len(pattern)] == "local" for i in range(self.depth)]
+        if any(local) and not self.sliding_window:
+            raise ValueError("attention_pattern: a local layer wants sliding_window above 0.")
+        return local
+
+    def _kinds(self, local, mask, positions, key_positions):
+        """-> function of whether a layer is local, bool [], that gives its (mask, rope)."""
+        if not any(local):
+            return lambda is_local: (mask, None)
+        near = window_mask(mask, positions, key_positions, self.sliding_window)
+        far_rope = near_rope = None
+        if self.local_rope_theta:
+            far_rope = rope_frequencies(self.head_dim, self.rope_theta, self.rope_fraction, self.rope_scaling)
+            near_rope = rope_frequencies(self.head_dim, self.local_rope_theta, self.rope_fraction)
+        if all(local):
+            return lambda is_local: (near, near_rope)
+        everything = jnp.ones_like(near) if mask is None else mask
+
+        def kind(is_local):
+            return jax.tree.map(lambda a, b: jnp.where(is_local, a, b), (near, near_rope), (everything, far_rope))
+
+        return kind
+
     def _interleave(self, layer, carry, xs, media, media_mask, media_kv):
         """Runs groups of one gated cross-attention block and `every` layers, the last group perhaps shorter."""
-        shape = {**fields_of(self, BlockShape), "qk_norm": "", "rope_theta": 0.0, **self.xattn}
+        plain = dict(qk_norm="", rope_theta=0.0, alibi=False, query_scale=0.0)
+        shape = {**fields_of(self, BlockShape), **plain, **self.xattn}
         shape["kv_heads"] = self.xattn.get("kv_heads", shape["heads"])
         every, first = shape.pop("every"), shape.pop("first")
         block = GatedCrossBlock(**shape, parent=None)

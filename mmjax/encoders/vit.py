@@ -25,8 +25,12 @@ _VIT = dict(
     qk_norm_whole=False,
     rope_theta=0.0,
     rope_fraction=0.0,
+    rope_scaling=None,
+    alibi=False,
+    query_scale=0.0,
     attention_softcap=0.0,
     parallel=False,
+    shared_norm=False,
     post_norm=False,
     layer_scale=0.0,
 )

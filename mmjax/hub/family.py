@@ -20,6 +20,13 @@ FAMILIES = {
     "mistral": "mmjax.hub.text.MISTRAL",
     "qwen2": "mmjax.hub.text.QWEN2",
     "qwen3": "mmjax.hub.text.QWEN3",
+    "gemma": "mmjax.hub.gemma.GEMMA",
+    "gemma2": "mmjax.hub.gemma.GEMMA2",
+    "gemma3_text": "mmjax.hub.gemma.GEMMA3",
+    "phi": "mmjax.hub.phi.PHI",
+    "opt": "mmjax.hub.opt.OPT",
+    "gpt_neox": "mmjax.hub.neox.NEOX",
+    "mpt": "mmjax.hub.mpt.MPT",
     "clip": "mmjax.hub.vision.CLIP",
     "clip_vision_model": "mmjax.hub.vision.CLIP_VISION",
     "siglip": "mmjax.hub.vision.SIGLIP",
@@ -45,6 +52,7 @@ class Family:
     rows: (that section or part) -> the table, paths from the part down, names as `transformers` saves them.
     part: where that part stands in the model: 'backbone', 'encoders/image', or '' for a whole model.
     renames: (regex, replacement) applied to a checkpoint's names: what older files call things.
+    modules: (regex, replacement) from a tensor's name to its module's in the loaded model, for adapters.
     ignored: regexes of tensors that no parameter stands for: buffers, other towers.
     views: (config.json, the image processor's settings) -> `data.media.views`, of a family with pictures in tiles.
     """
@@ -56,6 +64,7 @@ class Family:
     rows: Callable[[Json], list[Row]]
     part: str
     renames: tuple[tuple[str, str], ...] = ()
+    modules: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = ()
     views: Callable[[Json, Json], dict[str, Any]] | None = None
 
@@ -81,6 +90,14 @@ PARTS = {
     ("backbones.decoder.Decoder", "llama"): "llama",
     ("backbones.decoder.Decoder", "qwen2"): "qwen2",
     ("backbones.decoder.Decoder", "qwen3"): "qwen3",
+    ("backbones.decoder.Decoder", "mistral"): "mistral",
+    ("backbones.decoder.Decoder", "gemma"): "gemma",
+    ("backbones.decoder.Decoder", "gemma2"): "gemma2",
+    ("backbones.decoder.Decoder", "gemma3"): "gemma3_text",
+    ("backbones.decoder.Decoder", "phi"): "phi",
+    ("backbones.decoder.Decoder", "opt"): "opt",
+    ("backbones.decoder.Decoder", "neox"): "gpt_neox",
+    ("backbones.decoder.Decoder", "mpt"): "mpt",
     ("encoders.vit.ViT", "clip"): "clip_vision_model",
     ("encoders.vit.ViT", "siglip"): "siglip_vision_model",
     ("encoders.vit.ViT", "internvit"): "internvl_vision",
@@ -95,10 +112,32 @@ def family_of(spec: Json) -> Family:
     return family(PARTS[key])
 
 
-def config_of(spec: Json) -> dict[str, Any]:
-    """config.json's section for a part of ours."""
-    found = family_of(spec)
-    return {"model_type": found.model_type, **found.config(spec)}
+def config_of(spec: Json, found: Family | None = None) -> dict[str, Any]:
+    """config.json, or its section, for a spec of ours. found: its family, if it is not the one of `family_of`.
+
+    Raises:
+      CheckpointError: a backbone with a setting that this family's config.json has no key for.
+    """
+    found = found or family_of(spec)
+    made = {"model_type": found.model_type, **found.config(spec)}
+    if found.part == "backbone":
+        ours, read = (_effective(complete(one)) for one in (spec, found.spec(made)))
+        if unsaid := [f"{key}={ours[key]!r}" for key in read if key in ours and ours[key] != read[key]]:
+            raise CheckpointError(f"{found.model_type}: config.json has no key for {', '.join(unsaid)}.")
+    return made
+
+
+def _effective(full: dict[str, Any]) -> dict[str, Any]:
+    """A backbone's settings, without those that are never looked at; gated cross-attention is not its family's."""
+    pattern, depth = full["attention_pattern"], full["depth"]
+    full["attention_pattern"] = [pattern[i % len(pattern)] for i in range(depth)]
+    unused = ["xattn"]
+    if "local" not in full["attention_pattern"]:
+        unused += ["sliding_window", "local_rope_theta"]
+    if not full["rope_theta"]:
+        unused += ["rope_fraction", "rope_scaling"]
+    query_scale = full["query_scale"] or full["head_dim"] ** -0.5
+    return {**full, "query_scale": query_scale, **dict.fromkeys(unused)}
 
 
 def complete(spec: Json) -> dict[str, Any]:

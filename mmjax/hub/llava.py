@@ -67,5 +67,11 @@ LLAVA = Family(
     part="",
     # transformers 5.23 saves a CLIP tower without this level; everything else has it.
     renames=((r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model."),),
+    modules=(
+        (r"^(vision_tower|multi_modal_projector)\.", r"model.\1."),
+        (r"^language_model\.model\.", "model.language_model."),
+        (r"^language_model\.lm_head", "lm_head"),
+        (r"^model\.vision_tower\.vision_model\.", "model.vision_tower."),
+    ),
     ignored=(r"position_ids$", r"rotary_emb\.inv_freq$", r"^language_model\.lm_head\.weight$"),
 )

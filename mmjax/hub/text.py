@@ -6,11 +6,12 @@ from typing import Any
 
 from mmjax.hub import family
 from mmjax.hub.family import Family, Json, complete
+from mmjax.hub.positions import layer_types, layers_of, rope_config, rope_of
 from mmjax.hub.table import Row, T, rows_under
 from mmjax.hub.tensors import CheckpointError
 
 # Ours -> what Llama and its descendants call it.
-_LLAMA_KEYS = {
+_KEYS = {
     "vocab": "vocab_size",
     "width": "hidden_size",
     "depth": "num_hidden_layers",
@@ -23,42 +24,54 @@ _LLAMA_KEYS = {
 }
 
 
-def rope_of(c: Json) -> tuple[float, Json]:
-    """(theta, the rest of the rotary settings) of a config.json of transformers 4 or 5."""
-    rope = dict(c.get("rope_parameters") or c.get("rope_scaling") or {})
-    theta = float(rope.pop("rope_theta", None) or c.get("rope_theta") or 10_000.0)
-    rope["rope_type"] = rope.pop("type", None) or rope.get("rope_type") or "default"
-    return theta, rope
+# What config.json means by a key that it lacks.
+_LLAMA = dict(
+    vocab_size=32_000,
+    hidden_size=4096,
+    intermediate_size=11_008,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    rms_norm_eps=1e-6,
+    hidden_act="silu",
+    tie_word_embeddings=False,
+)
+_MISTRAL = _LLAMA | dict(intermediate_size=14_336, num_key_value_heads=8, sliding_window=4096)
+_QWEN2 = _LLAMA | dict(
+    vocab_size=151_936,
+    intermediate_size=22_016,
+    num_key_value_heads=32,
+    sliding_window=4096,
+    max_window_layers=28,
+)
+_QWEN3 = _QWEN2 | dict(head_dim=128)
 
 
-def _llama_spec(variant: str, c: Json, **more: Any) -> dict[str, Any]:
-    theta, rope = rope_of(c)
-    if rope["rope_type"] != "default":
-        raise CheckpointError(f"config.json: rotary positions of type {rope['rope_type']!r} are not known here.")
-    defaults = {
+def llama_spec(variant: str, c: Json, defaults: Json = _LLAMA, **more: Any) -> dict[str, Any]:
+    """The spec of Llama or a descendant. defaults: for keys that config.json lacks. `more` overrides."""
+    c = {**defaults, **c}
+    theta, scaling = rope_of(c)
+    derived = {
         "num_key_value_heads": c["num_attention_heads"],
         "head_dim": c["hidden_size"] // c["num_attention_heads"],
-        "tie_word_embeddings": False,
     }
-    sizes = {
-        ours: c[theirs] if c.get(theirs) is not None else defaults[theirs] for ours, theirs in _LLAMA_KEYS.items()
-    }
-    return dict(
+    sizes = {ours: c[theirs] if c.get(theirs) is not None else derived[theirs] for ours, theirs in _KEYS.items()}
+    spec = dict(
         type="backbones.decoder.Decoder",
         variant=variant,
         **sizes,
-        activation=family.activation(c.get("hidden_act", "silu")),
+        activation=family.activation(c["hidden_act"]),
         rope_theta=theta,
+        rope_scaling=scaling,
         xattn=None,
-        **more,
     )
+    return spec | more
 
 
-def _llama_config(spec: Json) -> dict[str, Any]:
+def llama_config(spec: Json) -> dict[str, Any]:
+    """config.json of Llama or a descendant."""
     full = complete(spec)
-    return {theirs: full[ours] for ours, theirs in _LLAMA_KEYS.items()} | dict(
-        hidden_act=family.ACTIVATIONS[full["activation"]],
-        rope_parameters=dict(rope_type="default", rope_theta=full["rope_theta"]),
+    return {theirs: full[ours] for ours, theirs in _KEYS.items()} | dict(
+        hidden_act=family.ACTIVATIONS[full["activation"]], **rope_config(full)
     )
 
 
@@ -70,13 +83,17 @@ def attention(ours: str = "attention/", theirs: str = "self_attn.", out: str = "
     return rows_under(ours, theirs, rows)
 
 
-def _llama_rows(spec: Json) -> list[Row]:
+def llama_rows(spec: Json) -> list[Row]:
+    """The table of Llama or a descendant; of Gemma 2 and 3, whose blocks have norms behind, too."""
+    norms = {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"}
+    if complete(spec)["post_norm"]:
+        norms |= {"attention_post_norm": "post_attention_layernorm"}
+        norms |= {"mlp_norm": "pre_feedforward_layernorm", "mlp_post_norm": "post_feedforward_layernorm"}
     layer = [
         *attention(),
         Row("attention/query_norm/scale", "self_attn.q_norm.weight"),
         Row("attention/key_norm/scale", "self_attn.k_norm.weight"),
-        Row("attention_norm/scale", "input_layernorm.weight"),
-        Row("mlp_norm/scale", "post_attention_layernorm.weight"),
+        *[Row(f"{ours}/scale", f"{theirs}.weight") for ours, theirs in norms.items()],
         *[Row(f"mlp/{n}/kernel", f"mlp.{n}_proj.weight", T) for n in ("gate", "up", "down")],
         *[Row(f"mlp/{n}/bias", f"mlp.{n}_proj.bias") for n in ("gate", "up", "down")],
     ]
@@ -89,54 +106,63 @@ def _llama_rows(spec: Json) -> list[Row]:
 
 
 # A tied head is saved by some versions of `transformers`, and is the embedding table again.
-_TIED = (r"(^|\.)lm_head\.weight$", r"rotary_emb\.inv_freq$")
+TIED = (r"(^|\.)lm_head\.weight$", r"rotary_emb\.inv_freq$")
 
 
-def _llama_spec_checked(c: Json) -> dict[str, Any]:
-    return _llama_spec(
-        "llama",
-        c,
-        qkv_bias=c.get("attention_bias", False),
-        out_bias=c.get("attention_bias", False),
-        mlp_bias=c.get("mlp_bias", False),
-    )
+def _biases(c: Json) -> dict[str, Any]:
+    bias = c.get("attention_bias", False)
+    return dict(qkv_bias=bias, out_bias=bias)
 
 
-LLAMA = Family(
-    model_type="llama",
-    architecture="LlamaForCausalLM",
-    spec=_llama_spec_checked,
-    config=lambda spec: (
-        _llama_config(spec) | dict(attention_bias=complete(spec)["qkv_bias"], mlp_bias=complete(spec)["mlp_bias"])
+def _mistral_spec(c: Json) -> dict[str, Any]:
+    window = {**_MISTRAL, **c}["sliding_window"]
+    pattern = ["local" if window else "global"]
+    return llama_spec("mistral", c, _MISTRAL, sliding_window=window or 0, attention_pattern=pattern)
+
+
+def _mistral_config(spec: Json) -> dict[str, Any]:
+    full = complete(spec)
+    kinds = set(full["attention_pattern"])
+    if len(kinds) > 1:
+        raise CheckpointError("attention_pattern: Mistral's layers are all local or all global.")
+    return llama_config(spec) | dict(sliding_window=full["sliding_window"] if kinds == {"local"} else None)
+
+
+def _qwen_spec(variant: str, c: Json, defaults: Json, **more: Any) -> dict[str, Any]:
+    full = {**defaults, **c}
+    depth, window = full["num_hidden_layers"], full["sliding_window"] if c.get("use_sliding_window") else None
+    first = full["max_window_layers"] if window else depth
+    types = c.get("layer_types") or ["sliding_attention" if i >= first else "full_attention" for i in range(depth)]
+    return llama_spec(variant, c, defaults, **layers_of(types, window), **more)
+
+
+def _qwen_config(spec: Json) -> dict[str, Any]:
+    full = complete(spec)
+    types = layer_types(full)
+    made = llama_config(spec) | dict(layer_types=types, use_sliding_window=False)
+    if "sliding_attention" in types:
+        first = types.index("sliding_attention")
+        made |= dict(use_sliding_window=True, sliding_window=full["sliding_window"], max_window_layers=first)
+    return made
+
+
+def _text(model_type: str, architecture: str, spec: Any, config: Any) -> Family:
+    return Family(model_type, architecture, spec, config, rows=llama_rows, part="backbone", ignored=TIED)
+
+
+LLAMA = _text(
+    "llama",
+    "LlamaForCausalLM",
+    lambda c: llama_spec("llama", c, **_biases(c), mlp_bias=c.get("mlp_bias", False)),
+    lambda spec: (
+        llama_config(spec) | dict(attention_bias=complete(spec)["qkv_bias"], mlp_bias=complete(spec)["mlp_bias"])
     ),
-    rows=_llama_rows,
-    part="backbone",
-    ignored=_TIED,
 )
-MISTRAL = Family(
-    model_type="mistral",
-    architecture="MistralForCausalLM",
-    spec=lambda c: _llama_spec("llama", c),
-    config=lambda spec: _llama_config(spec) | dict(sliding_window=None),
-    rows=_llama_rows,
-    part="backbone",
-    ignored=_TIED,
-)
-QWEN2 = Family(
-    model_type="qwen2",
-    architecture="Qwen2ForCausalLM",
-    spec=lambda c: _llama_spec("qwen2", c),
-    config=_llama_config,
-    rows=_llama_rows,
-    part="backbone",
-    ignored=_TIED,
-)
-QWEN3 = Family(
-    model_type="qwen3",
-    architecture="Qwen3ForCausalLM",
-    spec=lambda c: _llama_spec("qwen3", c),
-    config=_llama_config,
-    rows=_llama_rows,
-    part="backbone",
-    ignored=_TIED,
+MISTRAL = _text("mistral", "MistralForCausalLM", _mistral_spec, _mistral_config)
+QWEN2 = _text("qwen2", "Qwen2ForCausalLM", lambda c: _qwen_spec("qwen2", c, _QWEN2), _qwen_config)
+QWEN3 = _text(
+    "qwen3",
+    "Qwen3ForCausalLM",
+    lambda c: _qwen_spec("qwen3", c, _QWEN3, **_biases(c)),
+    lambda spec: _qwen_config(spec) | dict(attention_bias=complete(spec)["qkv_bias"]),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -26,8 +27,10 @@ class BlockShape(nn.Module):
     mlp_width, activation, gated: the feed-forward part. qkv_bias, out_bias, mlp_bias: which Linears have biases.
     norm, norm_eps: see nn/norm.py. qk_norm: norm of queries and keys per head, '' for none.
     qk_norm_whole: that norm is over all heads together (InternViT-6B).
-    rope_theta, rope_fraction: rotary positions; theta 0 for none. attention_softcap: 0 for none.
-    parallel: attention and feed-forward read the same normed input (Phi).
+    rope_theta, rope_fraction, rope_scaling: rotary positions, see nn/rope.py; theta 0 for none.
+    alibi: attention fades linearly with distance (Press et al. 2022).
+    query_scale: factor on the queries, 0 for head_dim ** -0.5. attention_softcap: 0 for none.
+    parallel: attention and feed-forward read the same input (Phi, GPT-NeoX); shared_norm: through one norm.
     post_norm: norms after each, too (Gemma 2).
     layer_scale: start of a learned factor for each channel of what attention and feed-forward add; 0 for none
       (LayerScale, Touvron et al. 2021, section 2.2).
@@ -48,8 +51,12 @@ class BlockShape(nn.Module):
     qk_norm_whole: bool
     rope_theta: float
     rope_fraction: float
+    rope_scaling: Mapping[str, Any] | None
+    alibi: bool
+    query_scale: float
     attention_softcap: float
     parallel: bool
+    shared_norm: bool
     post_norm: bool
     layer_scale: float
     dtype: Any
@@ -66,7 +73,7 @@ class Block(BlockShape):
     """x += attention(norm(x)); x += mlp(norm(x)). [B, T, D] -> [B, T, D], and the keys and values."""
 
     @nn.compact
-    def __call__(self, x, *, mask=None, positions=None, update=None):
+    def __call__(self, x, *, mask=None, positions=None, key_positions=None, rope=None, update=None):
         def norm(name, y):
             return Norm(self.norm, self.norm_eps, self.param_dtype, name=name)(y)
 
@@ -80,9 +87,12 @@ class Block(BlockShape):
         mlp = feed_forward(self)
         x = constrain(x, "batch", "seq", "embed")
         normed = norm("attention_norm", x)
-        attended, kv = attention(normed, mask=mask, positions=positions, update=update)
+        attended, kv = attention(
+            normed, mask=mask, positions=positions, key_positions=key_positions, rope=rope, update=update
+        )
         if self.parallel:
-            return x + scale("attention_layer_scale", attended) + scale("mlp_layer_scale", mlp(normed)), kv
+            fed = mlp(normed if self.shared_norm else norm("mlp_norm", x))
+            return x + scale("attention_layer_scale", attended) + scale("mlp_layer_scale", fed), kv
         if self.post_norm:
             attended = norm("attention_post_norm", attended)
         x = x + scale("attention_layer_scale", attended)

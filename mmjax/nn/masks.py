@@ -23,6 +23,17 @@ def attention_mask(
     return same & reached & (key_segments[:, None, :] > 0)
 
 
+def window_mask(
+    mask: jax.Array | None, query_positions: jax.Array, key_positions: jax.Array, window: int
+) -> jax.Array:
+    """`mask` without the keys that lie `window` or more positions before the query (Beltagy et al. 2020).
+
+    Positions are int32 [B, T] and [B, S]. What follows the query, in its own bidirectional block, stays.
+    """
+    near = query_positions[:, :, None] - key_positions[:, None, :] < window
+    return near if mask is None else mask & near
+
+
 def cross_mask(visible: jax.Array, valid: jax.Array, tokens: int) -> jax.Array:
     """bool [B, T, M * K]: token t attends to all K = `tokens` tokens of the one medium `visible[t]`, if valid."""
     media = jnp.arange(valid.shape[1])

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 
 
 class Norm(nn.Module):
-    """One of three normalisations.
+    """One of four normalisations.
 
-    'layer': LayerNorm with scale and bias. 'rms': RMSNorm with scale (Zhang and Sennrich 2019).
+    'layer': LayerNorm with scale and bias. 'layer_nobias': with scale alone (MPT).
+    'rms': RMSNorm with scale (Zhang and Sennrich 2019).
     'rms1': RMSNorm whose scale is 1 + weight (Gemma), so that weight decay pulls it to identity.
     """
 
@@ -22,11 +23,11 @@ class Norm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        if self.kind not in ("layer", "rms", "rms1"):
-            raise ValueError(f"norm: {self.kind!r} is none of 'layer', 'rms', 'rms1'.")
+        if self.kind not in ("layer", "layer_nobias", "rms", "rms1"):
+            raise ValueError(f"norm: {self.kind!r} is none of 'layer', 'layer_nobias', 'rms', 'rms1'.")
         dtype, width = x.dtype, x.shape[-1:]
         x = x.astype(jnp.float32)
-        if self.kind == "layer":
+        if self.kind.startswith("layer"):
             x = x - x.mean(-1, keepdims=True)
         x = x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.eps)
         start = nn.initializers.zeros if self.kind == "rms1" else nn.initializers.ones

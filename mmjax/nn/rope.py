@@ -1,23 +1,97 @@
-"""Rotary position embeddings (Su et al. 2021)."""
+"""Rotary position embeddings (Su et al. 2021), and their scalings to contexts longer than trained for."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+Rope = tuple[jax.Array, Any]  # frequencies [R / 2], magnitude
 
-def rotate(x: jax.Array, positions: jax.Array, theta: float, fraction: float) -> jax.Array:
-    """Rotates the first `fraction` of each head's dimensions by its token's position.
+
+def rope_frequencies(
+    head_dim: int, theta: float, fraction: float, scaling: Mapping[str, Any] | None = None
+) -> Rope:
+    """How fast each pair of a head's first `fraction` of dimensions turns, and how the turned pairs are scaled.
+
+    Args:
+      theta: base of the wavelengths. fraction: of head_dim, 1.0 for all.
+      scaling: None, or `type` and its parameters under Hugging Face's names (modeling_rope_utils.py):
+        'linear' (factor), 'llama3' (factor, low_freq_factor, high_freq_factor,
+        original_max_position_embeddings), 'yarn' (factor, original_max_position_embeddings, and beta_fast,
+        beta_slow, attention_factor, truncate if they differ from 32, 1, 0.1 ln(factor) + 1, True).
+
+    Returns:
+      (radians a position, float32 [R / 2]; a factor on the rotated dimensions).
+
+    Raises:
+      ValueError: no such type.
+    """
+    rotary = int(head_dim * fraction) // 2 * 2
+    frequency = theta ** (-jnp.arange(0, rotary, 2, dtype=jnp.float32) / rotary)
+    if scaling is None:
+        return frequency, 1.0
+    kind, factor = scaling["type"], scaling["factor"]
+    if kind == "linear":
+        return frequency / factor, 1.0
+    if kind == "llama3":
+        return _llama3(frequency, scaling), 1.0
+    if kind == "yarn":
+        return _yarn(frequency, theta, scaling)
+    raise ValueError(f"rope_scaling: type {kind!r} is none of 'linear', 'llama3', 'yarn'.")
+
+
+def _llama3(frequency: jax.Array, scaling: Mapping[str, Any]) -> jax.Array:
+    """Long wavelengths are stretched by `factor`, short ones kept, those between blended (Llama 3.1)."""
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    turns = scaling["original_max_position_embeddings"] * frequency / (2 * math.pi)
+    kept = jnp.clip((turns - low) / (high - low), 0, 1)
+    return frequency * (kept + (1 - kept) / scaling["factor"])
+
+
+def _yarn(frequency: jax.Array, theta: float, scaling: Mapping[str, Any]) -> Rope:
+    """As Llama 3.1's, blended over pairs instead of wavelengths, and attention sharpened (Peng et al. 2023)."""
+    pairs, context = len(frequency), scaling["original_max_position_embeddings"]
+
+    def pair_of(turns: float) -> float:
+        return pairs * math.log(context / (turns * 2 * math.pi)) / math.log(theta)
+
+    low, high = pair_of(scaling.get("beta_fast", 32)), pair_of(scaling.get("beta_slow", 1))
+    if scaling.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, 2 * pairs - 1)
+    stretched = jnp.clip((jnp.arange(pairs) - low) / max(high - low, 0.001), 0, 1)
+    magnitude = scaling.get("attention_factor") or 0.1 * math.log(max(scaling["factor"], 1)) + 1
+    return frequency * (1 - stretched + stretched / scaling["factor"]), magnitude
+
+
+def rotate(x: jax.Array, positions: jax.Array, rope: Rope) -> jax.Array:
+    """Rotates the first dimensions of each head by its token's position; the rest stays.
 
     Pairs are (i, i + R/2), the half-split layout of Hugging Face's Llama.
 
     Args:
-      x: [B, T, H, D]. positions: int32 [B, T]. theta: base of the wavelengths. fraction: of D, 1.0 for all.
+      x: [B, T, H, D]. positions: int32 [B, T]. rope: of `rope_frequencies`.
     """
-    rotary = int(x.shape[-1] * fraction) // 2 * 2
-    frequency = theta ** (-jnp.arange(0, rotary, 2, dtype=jnp.float32) / rotary)
+    frequency, magnitude = rope
+    half = frequency.shape[0]
     angle = positions[:, :, None, None].astype(jnp.float32) * frequency
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
-    first, second, rest = jnp.split(x, [rotary // 2, rotary], axis=-1)
+    cos, sin = jnp.cos(angle) * magnitude, jnp.sin(angle) * magnitude
+    first, second, rest = jnp.split(x, [half, 2 * half], axis=-1)
     rotated = (first * cos - second * sin, second * cos + first * sin)
     return jnp.concatenate([*(r.astype(x.dtype) for r in rotated), rest], axis=-1)
+
+
+def alibi_slopes(heads: int) -> jax.Array:
+    """How fast each head's attention fades with distance, float32 [H] (Press et al. 2022, section 3).
+
+    For a number of heads that is no power of two, every second slope of the next one, then those left out.
+    """
+    power = 2 ** math.ceil(math.log2(heads))
+    slopes = [2 ** (-8 * (i + 1) / power) for i in range(power)]
+    if power != heads:
+        slopes = slopes[1::2] + slopes[::2]
+    return jnp.asarray(slopes[:heads], jnp.float32)

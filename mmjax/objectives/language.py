@@ -56,4 +56,6 @@ def _chunked(forward: Forward, hidden: jax.Array, targets: jax.Array, weight: ja
         scores = jax.lax.cond((chunk[2] > 0).any(), score, nothing, *chunk)
         return jax.tree.map(jnp.add, sums, scores), None
 
-    return jax.lax.scan(body, (jnp.zeros(()), jnp.zeros(())), (hidden, targets, weight))[0]
+    # A short loop is unrolled: XLA on CPU runs the inside of a loop on one core.
+    sums = jnp.zeros(()), jnp.zeros(())
+    return jax.lax.scan(body, sums, (hidden, targets, weight), unroll=chunks <= 4)[0]

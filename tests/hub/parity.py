@@ -1,5 +1,7 @@
 """Both sides of a comparison: a tiny random model of `transformers`, and what `mmjax convert` makes of it."""
 
+import os
+
 import jax
 import numpy as np
 import tokenizers
@@ -14,6 +16,7 @@ from mmjax.workdir import load_config
 
 TOLERANCE = 1e-4
 VOCAB = 120
+ERRORS = {}  # of each test, for the table (conftest.py)
 
 
 def randomise(model, seed=0):
@@ -83,7 +86,16 @@ def error(ours, theirs):
     """Largest difference, relative to the largest value of the reference."""
     theirs = np.asarray(theirs.detach().numpy() if isinstance(theirs, torch.Tensor) else theirs)
     assert ours.shape == theirs.shape
-    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+    found = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+    ERRORS.setdefault(_test_name(), []).append(found)
+    return found
+
+
+def _test_name():
+    """`test_llava_family.py::test_logits_of[clip]` as `llava family: logits of clip`."""
+    file, _, test = os.environ["PYTEST_CURRENT_TEST"].removesuffix(" (call)").rpartition("/")[2].partition("::")
+    test = test.replace("[", " ").replace("]", "")
+    return f"{file.removeprefix('test_').removesuffix('.py')}: {test.removeprefix('test_')}".replace("_", " ")
 
 
 def assert_same_weights(first, second):

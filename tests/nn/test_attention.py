@@ -46,6 +46,17 @@ def test_it_is_the_formula(heads, kv_heads, softcap, mask):
         np.testing.assert_allclose(attend(q, k, v, None, softcap), got, rtol=1e-5, atol=1e-6)
 
 
+def test_scale_and_bias_are_those_of_the_formula():
+    q, k, v = inputs(6, 3)
+    bias = RNG.normal(size=(2, 6, 5, 7)).astype(np.float32)
+    k_all, v_all = (np.repeat(x, 2, axis=2) for x in (k, v))
+    logits = 0.3 * np.einsum("bthd,bshd->bhts", q, k_all) + bias
+    weights = np.where(MASKS["causal"][:, None], np.exp(logits), 0)
+    expected = np.einsum("bhts,bshd->bthd", weights / weights.sum(-1, keepdims=True), v_all)
+    got = attend(q, k, v, MASKS["causal"], scale=0.3, bias=bias)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("mask", MASKS)
 def test_its_gradients_are_those_of_the_formula(mask):
     q, k, v = inputs(4, 2)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mmjax.nn.masks import attention_mask, cross_mask, steps
+from mmjax.nn.masks import attention_mask, cross_mask, steps, window_mask
 
 
 def picture(mask):
@@ -59,6 +59,22 @@ def test_packed_examples_and_padding():
         "..xxx..",
         ".......",
         ".......",
+    ]
+
+
+def test_a_sliding_window_of_two_in_packed_rows():
+    """A bidirectional picture is tokens 1 to 3: each sees all that follows in it, but not far back."""
+    step, segments = steps(np.array([[1, 1, 0, 0, 1, 1, 1]])), np.array([[1, 1, 1, 1, 1, 2, 2]])
+    positions = np.array([[0, 1, 2, 3, 4, 0, 1]])
+    mask = window_mask(attention_mask(step, segments, step, segments), positions, positions, 2)
+    assert picture(mask[0]) == [
+        "x......",
+        "xxxx...",
+        ".xxx...",
+        "..xx...",
+        "...xx..",
+        ".....x.",
+        ".....xx",
     ]
 
 

@@ -15,6 +15,7 @@ def rms(x):
 
 EXPECTED = {
     "layer": rms(X - X.mean(-1, keepdims=True)) * SCALE + BIAS,
+    "layer_nobias": rms(X - X.mean(-1, keepdims=True)) * SCALE,
     "rms": rms(X) * SCALE,
     "rms1": rms(X) * (1 + SCALE),
 }
@@ -42,5 +43,5 @@ def test_bfloat16_is_normed_in_float32():
 
 
 def test_an_unknown_kind_is_refused():
-    with pytest.raises(ValueError, match="'batch' is none of 'layer', 'rms', 'rms1'"):
+    with pytest.raises(ValueError, match="'batch' is none of 'layer', 'layer_nobias'"):
         Norm("batch", 1e-6, jnp.float32).init(jax.random.key(0), X)
