@@ -40,6 +40,7 @@ LLAVA_NEXT = Family(
     rows=lambda spec: [*LLAVA.rows(spec), Row("projectors/image/newline", "image_newline")],
     part="",
     renames=LLAVA.renames,
+    modules=LLAVA.modules,
     ignored=LLAVA.ignored,
     views=_views,
 )
