@@ -33,7 +33,8 @@ class Encoded:
 
     tokens, causal, slot, visible: int32 [T]; loss_weight: float32 [T]; positions: int32 [T], or [T, 3] if there is
         a picture with a grid; all as in types.Batch and types.Media.
-    pictures: int [P, 3], for each picture in the tokens, where it begins and ends, and the media slots it takes.
+    pictures: int [P, 3], for each picture where it begins and ends in the tokens, and the media slots it takes; of
+      several examples, in the first of them.
     cut: number of tokens left out at the end, to fit a row.
     segments: int [T], from 0, which of the examples a token belongs to.
     """

@@ -194,6 +194,7 @@ INTERNVL = Family(
     config=_config,
     rows=_rows,
     part="",
+    modules=LLAVA.modules,
     ignored=(*LLAVA.ignored, r"embeddings\.mask_token$"),
     views=_views,
 )

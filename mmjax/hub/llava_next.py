@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
-from mmjax.hub.family import Family, Json, complete
+from mmjax.hub.family import Json, complete
 from mmjax.hub.llava import LLAVA
 from mmjax.hub.preprocess import check_size
 from mmjax.hub.table import Row
@@ -32,14 +33,11 @@ def _views(c: Json, p: Json) -> dict[str, Any]:
     return dict(type="data.views.AnyRes", pinpoints=[list(pair) for pair in pinpoints])
 
 
-LLAVA_NEXT = Family(
+LLAVA_NEXT = dataclasses.replace(
+    LLAVA,
     model_type="llava_next",
     architecture="LlavaNextForConditionalGeneration",
     spec=_spec,
-    config=LLAVA.config,
     rows=lambda spec: [*LLAVA.rows(spec), Row("projectors/image/newline", "image_newline")],
-    part="",
-    renames=LLAVA.renames,
-    ignored=LLAVA.ignored,
     views=_views,
 )

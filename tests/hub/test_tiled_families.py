@@ -12,7 +12,9 @@ from parity import TOLERANCE, assert_same_weights, error, logits, randomise
 from mmjax.config import build_model
 from mmjax.convert import export_workdir, import_folder
 from mmjax.data.pipeline import make_dataset
+from mmjax.hub.family import find_family
 from mmjax.hub.load import load_parts
+from mmjax.hub.tensors import CheckpointError
 from mmjax.inference.chat import Assistant, Sampling
 from mmjax.sharding import make_mesh, shard_tree
 from mmjax.types import Sample, Turn
@@ -135,3 +137,44 @@ def assert_same_when_back(theirs, folder):
     assert_same_weights(theirs, back)
     ids = torch.arange(40)[None] % tiled.VOCAB + 30
     assert torch.equal(theirs(ids).logits, back(ids).logits)
+
+
+CLIP = dict(model_type="clip_vision_model", **tiled.VISION)
+LLAMA = dict(model_type="llama", **tiled.TEXT)
+REFUSED = {
+    "no grid": (dict(model_type="llava_next", vision_config=CLIP, vision_feature_select_strategy="full"), {}),
+    "of config.json and of the image processor differ": (
+        dict(model_type="llava_next", vision_config=CLIP, image_grid_pinpoints=[[56, 112]]),
+        dict(image_grid_pinpoints=[[112, 56]]),
+    ),
+    "tiles of 64, the encoder reads 56 pixels": (
+        dict(model_type="idefics3", vision_config=tiled.VISION),
+        dict(max_image_size=dict(longest_edge=64)),
+    ),
+    "tiles of .*64.*, the encoder reads 56 pixels": (
+        dict(model_type="internvl", vision_config=tiled.VISION),
+        dict(size=dict(height=64, width=64)),
+    ),
+    "vision_feature_select_strategy 'full'": (
+        dict(model_type="internvl", vision_config=tiled.VISION, vision_feature_select_strategy="full"),
+        {},
+    ),
+    "wants use_mean_pooling": (
+        dict(model_type="internvl", vision_config=dict(norm_type="rms_norm", use_mean_pooling=False)),
+        {},
+    ),
+    "use_qk_norm wants layer_norm_eps": (
+        dict(model_type="internvl", vision_config=dict(use_qk_norm=True, layer_norm_eps=1e-5)),
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_is_not_known_is_refused(message):
+    config, processor = REFUSED[message]
+    config = dict(config, text_config=LLAMA)
+    found = find_family(config, "config.json")
+    with pytest.raises(CheckpointError, match=message):
+        found.spec(config)
+        found.views(config, processor)
