@@ -177,7 +177,9 @@ def test_cross_attention_stands_before_every_kth_layer(depth, every, first, orde
         return backbone.apply({"params": params}, x, **inputs)[0]
 
     layer = Block(**fields_of(backbone, Block))
-    differs = dict(kv_heads=backbone.heads, activation="gelu", gated=False, norm="layer", rope_theta=0.0)
+    differs = dict(
+        kv_heads=backbone.heads, activation="gelu", gated=False, norm="layer", rope_theta=0.0, gate="scalar"
+    )
     cross = GatedCrossBlock(**fields_of(backbone, BlockShape) | differs)
     norm = Norm(backbone.norm, backbone.norm_eps, jnp.float32)
 

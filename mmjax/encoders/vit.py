@@ -127,7 +127,9 @@ class ViT(BlockShape):
     """Pictures uint8 [B, M, H, W, 3] -> features [B, M, N, D].
 
     size, patch: pixels. width, depth: of the transformer. stem: see Stem. class_token: a learned first token.
-    pre_norm, final_norm: a norm before the first and after the last layer. position: 'learned' or 'sincos2d'.
+    pre_norm, final_norm: a norm before the first and after the last layer; final_norm 'pooled' has that norm for
+        the pooled feature alone, and `pool` 'none' and 'all' give the last layer's features as they are (Idefics).
+    position: 'learned' or 'sincos2d'.
     layer: which layer's output is the feature, counted like a Python index: -1 the last (after final_norm if
         there is one), -2 the one before (LLaVA; no final norm).
     pool: 'none' for all patch tokens (the class token dropped), 'all' with it, 'cls', 'mean', or 'map'
@@ -143,7 +145,7 @@ class ViT(BlockShape):
     stem_bias: bool
     class_token: bool
     pre_norm: bool
-    final_norm: bool
+    final_norm: bool | str
     position: str
     layer: int
     pool: str
@@ -178,7 +180,8 @@ class ViT(BlockShape):
         )
         if self.final_norm:
             normed = norm("norm_out", x)
-            x = normed if wanted == self.depth else x
+            if wanted == self.depth and (self.final_norm != "pooled" or self.pool not in ("none", "all")):
+                x = normed
         x = self._pool(x)
         return x.reshape(b, m, *x.shape[1:])
 
