@@ -32,6 +32,7 @@ FAMILIES = {
     "siglip": "mmjax.hub.vision.SIGLIP",
     "siglip_vision_model": "mmjax.hub.vision.SIGLIP_VISION",
     "llava": "mmjax.hub.llava.LLAVA",
+    "idefics": "mmjax.hub.idefics.IDEFICS",
 }
 
 
