@@ -7,6 +7,8 @@ import transformers
 from parity import TOLERANCE, VOCAB, assert_same_weights, batch_of, error, imported, logits, randomise, save
 
 from mmjax.convert import export_workdir
+from mmjax.hub.aside import listed
+from mmjax.hub.tensors import SafetensorsFolder
 
 IMAGE, SIZE, SPAN = 7, 28, 4
 VISION = dict(
@@ -30,16 +32,25 @@ PARTS = {
     "clip-llama": ("clip_vision_model", "llama", "default"),
     "clip-mistral-full": ("clip_vision_model", "mistral", "full"),
     "clip-qwen2": ("clip_vision_model", "qwen2", "default"),
+    "siglip-qwen2": ("siglip_vision_model", "qwen2", "full"),
+    "dinov2-llama": ("dinov2", "llama", "default"),
 }
 
 
-def tiny(vision, text, strategy):
+ASIDE = {  # what no parameter stands for: SigLIP's head and its last norm, DINOv2's mask token
+    "siglip-qwen2": ("head", 11 + 2),
+    "dinov2-llama": ("mask_token", 1),
+}
+LAYERS = {"siglip-qwen2": -1, "dinov2-llama": 1}  # others -2
+
+
+def tiny(vision, text, strategy, layer):
     config = transformers.LlavaConfig(
         vision_config=dict(model_type=vision, **VISION),
         text_config=dict(model_type=text, **TEXT),
         image_token_index=IMAGE,
         vision_feature_select_strategy=strategy,
-        vision_feature_layer=-2,
+        vision_feature_layer=layer,
     )
     return randomise(transformers.LlavaForConditionalGeneration(config))
 
@@ -51,10 +62,14 @@ def pixels(pictures, mean, std):
 
 @pytest.mark.parametrize("name", PARTS)
 def test_logits_and_weights_of(name, tmp_path):
-    theirs = tiny(*PARTS[name])
+    theirs = tiny(*PARTS[name], LAYERS.get(name, -2))
     model, params = imported(save(theirs, tmp_path / "hf"), tmp_path / "run")
     span = model.tokens_per_medium()["image"]
     assert span == SPAN + (name == "clip-mistral-full")
+    if name in ASIDE:
+        names = SafetensorsFolder(tmp_path / "run" / "hub" / "aside").specs
+        assert ASIDE[name][0] in listed(names)
+        assert len(names) == ASIDE[name][1]
 
     rng = np.random.default_rng(0)
     one, two, three = rng.integers(0, 256, (3, SIZE, SIZE, 3), np.uint8)
