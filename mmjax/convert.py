@@ -99,7 +99,7 @@ def export_workdir(source: Path, target: Path, model_type: str = "") -> None:
     for key in chosen.part.split("/") if chosen.part else ():
         spec = spec[key]
     specs = write_folder(
-        chosen, spec, newest_parameters(config, source), find_origin(config, source, chosen), target
+        chosen, spec, newest_parameters(config, source), find_origin(config.load, source, chosen), target
     )
     for file in (source / KEPT).iterdir() if (source / KEPT).exists() else ():
         if file.is_file() and file.name != "config.json":

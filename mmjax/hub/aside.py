@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmjax.config import Config
 from mmjax.hub.family import Family
 from mmjax.hub.folder import HubFolder, read_json
 from mmjax.hub.tensors import SafetensorsFolder, SafetensorsWriter, Spec, Tensors
@@ -48,14 +47,14 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in names))
 
 
-def find_origin(config: Config, workdir: Path, family: Family) -> Origin:
-    """What the model of a workdir was made from, or the part of it that `family` writes."""
+def find_origin(load: Sequence[tuple[str, str]], workdir: Path, family: Family) -> Origin:
+    """What the model of a workdir was made from, or the part of it that `family` writes. load: of its config."""
     kept = workdir / KEPT
     if (kept / "config.json").exists():
         came = read_json(kept / "config.json")
         if came.get("model_type") == family.model_type:
             return Origin(came, SafetensorsFolder(kept / ASIDE) if (kept / ASIDE).exists() else None)
-    for part, source in config.load:
+    for part, source in load:
         kind, _, path = source.partition(":")
         if part == family.part and kind == "hf" and Path(path).expanduser().is_dir():
             folder = HubFolder(Path(path).expanduser())

@@ -37,6 +37,7 @@ FAMILIES = {
     "dinov2_with_registers": "mmjax.hub.dino.DINOV2_REGISTERS",
     "blip_2_vision_model": "mmjax.hub.eva.BLIP2_VISION",
     "llava": "mmjax.hub.llava.LLAVA",
+    "paligemma": "mmjax.hub.paligemma.PALIGEMMA",
 }
 
 

@@ -10,6 +10,16 @@ from mmjax.hub.table import Row, T, rows_under
 from mmjax.hub.tensors import CheckpointError
 from mmjax.hub.vision import CLIP_NAMES, UNUSED
 
+# transformers 5 saves the towers of CLIP and SigLIP without this level; everything else has it.
+CLIP_LEVEL = ((rf"^vision_tower\.(?={CLIP_NAMES})", "vision_tower.vision_model."),)
+# How `transformers` 5 calls the modules of such a model in memory.
+MODULES = (
+    (r"^(vision_tower|multi_modal_projector)\.", r"model.\1."),
+    (r"^language_model\.model\.", "model.language_model."),
+    (r"^language_model\.lm_head", "lm_head"),
+    (r"^model\.vision_tower\.vision_model\.", "model.vision_tower."),
+)
+
 
 def _spec(c: Json) -> dict[str, Any]:
     text, vision = (find_family(c[key], f"config.json, {key}") for key in ("text_config", "vision_config"))
@@ -96,14 +106,8 @@ LLAVA = Family(
     config=_config,
     rows=_rows,
     part="",
-    # transformers 5 saves the towers of CLIP and SigLIP without this level; everything else has it.
-    renames=((rf"^vision_tower\.(?={CLIP_NAMES})", "vision_tower.vision_model."),),
-    modules=(
-        (r"^(vision_tower|multi_modal_projector)\.", r"model.\1."),
-        (r"^language_model\.model\.", "model.language_model."),
-        (r"^language_model\.lm_head", "lm_head"),
-        (r"^model\.vision_tower\.vision_model\.", "model.vision_tower."),
-    ),
+    renames=CLIP_LEVEL,
+    modules=MODULES,
     ignored=(r"position_ids$", r"rotary_emb\.inv_freq$", r"^language_model\.lm_head\.weight$"),
     aside=(rf"^vision_tower\.{UNUSED}",),
     unwritten=("vision_use_head", "use_mask_token"),
