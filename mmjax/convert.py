@@ -172,7 +172,7 @@ def workdir_config(folder: HubFolder, section: Mapping[str, Any], target: Path) 
                 length=min(folder.config.get("max_position_embeddings") or 2048, 2048),
                 pack=True,
                 too_long="truncate",
-                template="bare",
+                template=folder.family.template or "bare",
                 bidirectional_images=False,
                 media=dict(
                     slots=4 if section["encoders"] else 0, size=224, resize="stretch", max_pixels=64_000_000

@@ -57,6 +57,7 @@ class Family:
       towers, unused heads.
     unwritten: keys of config.json, in any section, that speak of those: an export that has them leaves the keys.
     partial: whether the model is incomplete without them.
+    template: the chat template (data/templates.py) that the family wants, '' if the tokenizer's files say it.
     """
 
     model_type: str
@@ -71,6 +72,7 @@ class Family:
     aside: tuple[str, ...] = ()
     unwritten: tuple[str, ...] = ()
     partial: bool = False
+    template: str = ""
 
 
 def find_family(config: Json, where: str) -> Family:

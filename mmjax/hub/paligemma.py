@@ -16,8 +16,8 @@ from mmjax.hub.tensors import CheckpointError
 from mmjax.hub.vision import UNUSED, linear
 
 _TEXTS = ("gemma", "gemma2")
+# What a config.json means that lacks these sections.
 _VISION = dict(
-    model_type="siglip_vision_model",
     hidden_size=1152,
     intermediate_size=4096,
     num_hidden_layers=27,
@@ -26,7 +26,6 @@ _VISION = dict(
     image_size=224,
 )
 _TEXT = dict(
-    model_type="gemma",
     vocab_size=257_152,
     hidden_size=2048,
     intermediate_size=16_384,
@@ -37,8 +36,8 @@ _TEXT = dict(
 
 
 def _spec(c: Json) -> dict[str, Any]:
-    text = {**_TEXT, **c.get("text_config", {})}
-    vision = {**_VISION, **c.get("vision_config", {})}
+    text = {"model_type": "gemma", **(c.get("text_config") or _TEXT)}
+    vision = {"model_type": "siglip_vision_model", **(c.get("vision_config") or _VISION)}
     if text["model_type"] not in _TEXTS or vision["model_type"] != "siglip_vision_model":
         raise CheckpointError(
             f"config.json: PaliGemma of {vision['model_type']} and {text['model_type']} is not known here."
@@ -96,4 +95,5 @@ PALIGEMMA = Family(
     ignored=(r"position_ids$", r"rotary_emb\.inv_freq$", r"(^|\.)lm_head\.weight$"),
     aside=(rf"^vision_tower\.{UNUSED}",),
     unwritten=("vision_use_head",),
+    template="paligemma",
 )
