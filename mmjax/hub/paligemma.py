@@ -1,8 +1,8 @@
-"""PaliGemma: SigLIP, one Linear, Gemma (transformers, models/paligemma; Beyer et al. 2024).
+"""PaliGemma and PaliGemma 2: SigLIP, one Linear, Gemma (transformers, models/paligemma; Beyer et al. 2024).
 
 Gemma scales embedded text alone: features enter as they are. (transformers 4 divided them by the root of the
-width before it scaled both.) Prompts are prefixes, see the template `paligemma`. Its positions begin with 1, which
-rotary positions cannot tell from 0.
+width before it scaled both.) Prompts are prefixes, see the template `paligemma`; they are taken to fit into Gemma
+2's sliding window. Positions begin with 1 there, which rotary positions cannot tell from 0.
 """
 
 from __future__ import annotations

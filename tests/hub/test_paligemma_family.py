@@ -23,7 +23,6 @@ VISION = dict(
     patch_size=14,
 )
 TEXT = dict(
-    model_type="gemma",
     vocab_size=VOCAB,
     hidden_size=64,
     intermediate_size=48,
@@ -35,10 +34,17 @@ TEXT = dict(
 )
 
 
-def tiny(head):
+MODELS = {  # text, whether the tower has a head, which here stays aside
+    "gemma": ("gemma", False),
+    "gemma with a head of SigLIP": ("gemma", True),
+    "gemma2": ("gemma2", False),
+}
+
+
+def tiny(text, head):
     config = transformers.PaliGemmaConfig(
         vision_config=VISION | dict(vision_use_head=head),
-        text_config=TEXT,
+        text_config=TEXT | dict(model_type=text),
         image_token_index=IMAGE,
         projection_dim=64,
         hidden_size=64,
@@ -68,9 +74,9 @@ def inputs(example, prefix):
     return found
 
 
-@pytest.mark.parametrize("head", [False, True])
-def test_logits_replies_and_weights(head, tmp_path):
-    theirs = tiny(head)
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_replies_and_weights_of(name, tmp_path):
+    theirs = tiny(*MODELS[name])
     model, params = imported(save(theirs, tmp_path / "hf"), tmp_path / "run")
     assert model.tokens_per_medium()["image"] == SPAN
     rng = np.random.default_rng(0)
@@ -86,7 +92,7 @@ def test_logits_replies_and_weights(head, tmp_path):
         expected = theirs(**inputs(example, prefix)).logits[0]
         assert error(found[row, begin : begin + len(expected)], expected) < TOLERANCE
 
-    if not head:
+    if name == "gemma":
         prompts = batch_of([[example] for example in examples], 15, SPAN, SIZE, slots=2)
         lengths = (prompts.segments > 0).sum(1)
         prompts = prefixed(prompts, [(row, 0, n) for row, n in enumerate(lengths)])

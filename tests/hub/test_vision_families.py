@@ -10,7 +10,7 @@ from parity import TOLERANCE, assert_same_weights, error, randomise
 
 from mmjax.build import build
 from mmjax.convert import Arrays, write_folder
-from mmjax.hub.aside import Origin
+from mmjax.hub.aside import Origin, find_origin
 from mmjax.hub.folder import HubFolder
 from mmjax.hub.load import load_parts
 from mmjax.hub.tensors import CheckpointError
@@ -121,7 +121,8 @@ def test_an_encoder_alone_is_no_two_tower_model(tmp_path):
     zeros = Arrays({"encoders": {"image": jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)}})
     with pytest.raises(CheckpointError, match=r"CLIPModel is more than encoders/image"):
         write_folder(folder.family, folder.spec, zeros, Origin({}), tmp_path / "back")
-    write_folder(folder.family, folder.spec, zeros, Origin(folder.config, folder.tensors), tmp_path / "back")
+    origin = find_origin([("encoders/image", f"hf:{tmp_path / 'hf'}")], tmp_path, folder.family)
+    write_folder(folder.family, folder.spec, zeros, origin, tmp_path / "back")
     back = transformers.CLIPModel.from_pretrained(tmp_path / "back")
     assert not back.vision_model.embeddings.position_embedding.weight.any()
     assert torch.equal(back.visual_projection.weight, theirs.visual_projection.weight)
