@@ -54,7 +54,6 @@ def _config(spec: Json) -> dict[str, Any]:
         use_swiglu_ffn=gated,
         qkv_bias=full["qkv_bias"],
         layerscale_value=full["layer_scale"],
-        use_mask_token=False,
     )
     found.pop("intermediate_size")
     if gated:
@@ -101,7 +100,7 @@ def _rows(spec: Json) -> list[Row]:
 _COMMON = dict(
     rows=_rows,
     part="encoders/image",
-    # Older files call the fields of a classifier's encoder by its name first.
+    # A classifier's file has the encoder one level down.
     renames=((r"^dinov2(_with_registers)?\.", ""),),
     aside=(r"^embeddings\.mask_token$", r"^layernorm\.", r"^classifier\."),
     unwritten=("use_mask_token",),
@@ -110,7 +109,7 @@ DINOV2 = Family(
     model_type="dinov2",
     architecture="Dinov2Model",
     spec=lambda c: _spec("dinov2", {"patch_size": 14, **c}),
-    config=_config,
+    config=lambda spec: _config(spec) | dict(use_mask_token=False),
     **_COMMON,
 )
 DINOV2_REGISTERS = Family(

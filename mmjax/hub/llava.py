@@ -59,13 +59,16 @@ def features(encoder: Json, layer: Any, strategy: str | None) -> dict[str, Any]:
 
 
 def strategy_of(encoder: Json) -> str:
-    """The vision_feature_select_strategy of an encoder."""
+    """The vision_feature_select_strategy of an encoder. Raises CheckpointError for features that LLaVA has not."""
     full = complete(encoder)
-    if full["pool"] == "all" or not (full["class_token"] or full["registers"]):
+    pool = full["pool"]
+    if full["final_norm"] and full["layer"] in (-1, full["depth"]):
+        raise CheckpointError("LLaVA's features have not seen the encoder's final norm; set final_norm=False.")
+    if pool == "all" or (pool == "none" and not full["class_token"] and not full["registers"]):
         return "full"
-    if full["pool"] == "none" and _drops_class_token(encoder):
+    if pool == "none" and _drops_class_token(encoder):
         return "default"
-    raise CheckpointError(f"LLaVA has no name for the features pool={full['pool']!r} of this encoder.")
+    raise CheckpointError(f"LLaVA has no name for the features pool={pool!r} of this encoder.")
 
 
 def _drops_class_token(encoder: Json) -> bool:

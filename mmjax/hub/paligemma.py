@@ -63,9 +63,10 @@ def _spec(c: Json) -> dict[str, Any]:
 def _config(spec: Json) -> dict[str, Any]:
     encoder, backbone = spec["encoders"]["image"], spec["backbone"]
     text, full = config_of(backbone), complete(encoder)
-    fits = full["layer"] in (-1, full["depth"]) and full["pool"] == "none" and not full["class_token"]
+    last = full["layer"] in (-1, full["depth"]) and full["final_norm"]
+    fits = last and full["pool"] == "none" and not full["class_token"]
     if text["model_type"] not in _TEXTS or not fits:
-        raise CheckpointError("PaliGemma is the last layer of SigLIP and Gemma; the model is something else.")
+        raise CheckpointError("PaliGemma is Gemma on SigLIP's normed last layer; the model is something else.")
     return dict(
         vision_config=config_of(encoder) | dict(projection_dim=text["hidden_size"]),
         text_config=text,
