@@ -38,6 +38,7 @@ _LLAMA = dict(
     parallel=False,
     shared_norm=False,
     post_norm=False,
+    layer_scale=0.0,
     sliding_window=0,
     attention_pattern=("global",),
     local_rope_theta=0.0,

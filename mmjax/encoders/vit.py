@@ -1,4 +1,4 @@
-"""The vision transformer: CLIP, SigLIP and plain ViTs are settings of it."""
+"""The vision transformer: CLIP, SigLIP, DINOv2, EVA and plain ViTs are settings of it."""
 
 from __future__ import annotations
 
@@ -31,6 +31,7 @@ _VIT = dict(
     parallel=False,
     shared_norm=False,
     post_norm=False,
+    layer_scale=0.0,
 )
 _CLIP = _VIT | dict(
     activation="quick_gelu",
@@ -38,6 +39,7 @@ _CLIP = _VIT | dict(
     stem="patch",
     stem_bias=False,
     class_token=True,
+    registers=0,
     pre_norm=True,
     final_norm=True,
     position="learned",
@@ -54,15 +56,28 @@ _SIGLIP = _CLIP | dict(
     mean=(0.5, 0.5, 0.5),
     std=(0.5, 0.5, 0.5),
 )
+# EVA-CLIP-g as BLIP-2 has it: 39 of its 40 layers (Li et al. 2023, section 3.1).
+_EVA = _CLIP | dict(activation="gelu", norm_eps=1e-6, stem_bias=True, pre_norm=False)
+_DINOV2 = _EVA | dict(layer_scale=1.0, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 _L14 = dict(patch=14, width=1024, depth=24, heads=16, kv_heads=16, head_dim=64, mlp_width=4096)
 VARIANTS = {
     "vit": _SIGLIP,
     "clip": _CLIP,
     "siglip": _SIGLIP,
+    "siglip2": _SIGLIP,
+    "eva": _EVA,
+    "dinov2": _DINOV2,
+    "dinov2_reg": _DINOV2 | dict(registers=4),
     "clip-L/14": _CLIP | _L14 | dict(size=224),
     "clip-L/14-336": _CLIP | _L14 | dict(size=336),
     "siglip-so400m/14-384": _SIGLIP
     | dict(size=384, patch=14, width=1152, depth=27, heads=16, kv_heads=16, head_dim=72, mlp_width=4304),
+    "eva-g/14": _EVA
+    | dict(size=224, patch=14, width=1408, depth=39, heads=16, kv_heads=16, head_dim=88, mlp_width=6144),
+    "dinov2-L/14": _DINOV2 | _L14 | dict(size=518),
+    "dinov2-g/14": _DINOV2
+    | dict(size=518, patch=14, width=1536, depth=40, heads=24, kv_heads=24, head_dim=64, mlp_width=4096)
+    | dict(activation="silu", gated=True),
 }
 
 
@@ -127,13 +142,14 @@ class ViT(BlockShape):
     """Pictures uint8 [B, M, H, W, 3] -> features [B, M, N, D].
 
     size, patch: pixels. width, depth: of the transformer. stem: see Stem. class_token: a learned first token.
+    registers: learned tokens after it, without positions (Darcet et al. 2024).
     pre_norm, final_norm: a norm before the first and after the last layer; final_norm 'pooled' has that norm for
         the pooled feature alone, and `pool` 'none' and 'all' give the last layer's features as they are (Idefics).
     position: 'learned' or 'sincos2d'.
-    layer: which layer's output is the feature, counted like a Python index: -1 the last (after final_norm if
-        there is one), -2 the one before (LLaVA; no final norm).
-    pool: 'none' for all patch tokens (the class token dropped), 'all' with it, 'cls', 'mean', or 'map'
-        (attention pooling).
+    layer: which hidden state is the feature, an index into those of `transformers`: 0 enters the first layer, k
+        leaves the k-th, -1 the last (after final_norm if there is one), -2 the one before (LLaVA).
+    pool: 'none' for all patch tokens (class token and registers dropped), 'all' with these, 'cls', 'mean', or
+        'map' (attention pooling).
     mean, std: of the pixels, each scaled to [0, 1].
     """
 
@@ -144,6 +160,7 @@ class ViT(BlockShape):
     stem: str
     stem_bias: bool
     class_token: bool
+    registers: int
     pre_norm: bool
     final_norm: bool | str
     position: str
@@ -169,7 +186,7 @@ class ViT(BlockShape):
             x = norm("norm_in", x)
         block = Block(**fields_of(self, Block), parent=None)
         layers = stacked(self, "layers", block, self.depth, x[:1])
-        wanted = range(self.depth)[self.layer] + 1  # layers after the wanted one are kept, never run
+        wanted = range(self.depth + 1)[self.layer]  # layers after the wanted one are kept, never run
         layers = jax.tree.map(lambda leaf: leaf[:wanted], layers)
         x, _ = run(
             lambda x, params: (block.apply({"params": params}, x)[0], None),
@@ -186,26 +203,35 @@ class ViT(BlockShape):
         return x.reshape(b, m, *x.shape[1:])
 
     def _tokens(self, pixels: jax.Array) -> jax.Array:
-        """[B, H, W, 3] -> [B, N, D] with class token and positions."""
+        """[B, H, W, 3] -> [B, N, D] with class token, positions and registers."""
         mean, std = (jnp.asarray(v, jnp.float32) for v in (self.mean, self.std))
         x = ((pixels.astype(jnp.float32) / 255 - mean) / std).astype(self.dtype)
         x = Stem(self.stem, self.patch, self.width, self.stem_bias, self.dtype, self.param_dtype, name="stem")(x)
         b, rows, columns, d = x.shape
         x = x.reshape(b, rows * columns, d)
         init = nn.initializers.normal(0.02)
+
+        def learned(name, count):
+            tokens = self.param(name, init, (1, count, d), self.param_dtype).astype(x.dtype)
+            return jnp.broadcast_to(tokens, (b, count, d))
+
         if self.class_token:
-            token = self.param("class_token", init, (1, 1, d), self.param_dtype).astype(x.dtype)
-            x = jnp.concatenate([jnp.broadcast_to(token, (b, 1, d)), x], axis=1)
+            x = jnp.concatenate([learned("class_token", 1), x], axis=1)
         if self.position == "learned":
-            return x + self.param("position_embedding", init, x.shape[1:], self.param_dtype).astype(x.dtype)
-        if self.position == "sincos2d":
+            x = x + self.param("position_embedding", init, x.shape[1:], self.param_dtype).astype(x.dtype)
+        elif self.position == "sincos2d":
             table = sincos_2d(rows, columns, d)
             table = np.concatenate([np.zeros((x.shape[1] - len(table), d), np.float32), table])
-            return x + table.astype(x.dtype)
-        raise ValueError(f"position: {self.position!r} is neither 'learned' nor 'sincos2d'.")
+            x = x + table.astype(x.dtype)
+        else:
+            raise ValueError(f"position: {self.position!r} is neither 'learned' nor 'sincos2d'.")
+        if self.registers:
+            first = int(self.class_token)
+            x = jnp.concatenate([x[:, :first], learned("registers", self.registers), x[:, first:]], axis=1)
+        return x
 
     def _pool(self, x: jax.Array) -> jax.Array:
-        patches = x[:, 1:] if self.class_token else x
+        patches = x[:, self.class_token + self.registers :]
         if self.pool in ("none", "all"):
             return patches if self.pool == "none" else x
         if self.pool == "cls" and self.class_token:
@@ -215,5 +241,5 @@ class ViT(BlockShape):
         if self.pool == "map":
             return AttentionPool(**fields_of(self, AttentionPool), name="pool_map")(patches)
         raise ValueError(
-            f"pool: {self.pool!r} is none of 'none', 'all', 'mean', 'map', and 'cls' wants class_token."
+            f"pool: {self.pool!r} is none of 'none', 'all', 'mean', 'map', nor 'cls' with a class token."
         )

@@ -85,7 +85,7 @@ def _of_part(folder: HubFolder, part: str) -> tuple[list[Row], tuple[str, ...]]:
     """The folder's table for a part of a model, and the names to leave aside."""
     family, rows = folder.family, folder.family.rows(folder.spec)
     if family.part == part or (family.part and family.part.split("/")[0] == part.split("/")[0]):
-        return rows, family.ignored
+        return rows, family.ignored + family.aside
     if family.part:
         raise CheckpointError(
             f"load: {folder.path} is {family.part} ({family.model_type}), not {part or 'a whole model'}."

@@ -31,6 +31,8 @@ class BlockShape(nn.Module):
     query_scale: factor on the queries, 0 for head_dim ** -0.5. attention_softcap: 0 for none.
     parallel: attention and feed-forward read the same input (Phi, GPT-NeoX); shared_norm: through one norm.
     post_norm: norms after each, too (Gemma 2).
+    layer_scale: start of a learned factor for each channel of what attention and feed-forward add; 0 for none
+      (LayerScale, Touvron et al. 2021, section 2.2).
     """
 
     heads: int
@@ -54,6 +56,7 @@ class BlockShape(nn.Module):
     parallel: bool
     shared_norm: bool
     post_norm: bool
+    layer_scale: float
     dtype: Any
     param_dtype: Any
 
@@ -72,6 +75,12 @@ class Block(BlockShape):
         def norm(name, y):
             return Norm(self.norm, self.norm_eps, self.param_dtype, name=name)(y)
 
+        def scale(name, y):
+            if not self.layer_scale:
+                return y
+            start = nn.initializers.constant(self.layer_scale)
+            return y * self.param(name, start, y.shape[-1:], self.param_dtype).astype(y.dtype)
+
         attention = Attention(**fields_of(self, Attention), name="attention")
         mlp = feed_forward(self)
         x = constrain(x, "batch", "seq", "embed")
@@ -80,11 +89,12 @@ class Block(BlockShape):
             normed, mask=mask, positions=positions, key_positions=key_positions, rope=rope, update=update
         )
         if self.parallel:
-            return x + attended + mlp(normed if self.shared_norm else norm("mlp_norm", x)), kv
+            fed = mlp(normed if self.shared_norm else norm("mlp_norm", x))
+            return x + scale("attention_layer_scale", attended) + scale("mlp_layer_scale", fed), kv
         if self.post_norm:
             attended = norm("attention_post_norm", attended)
-        x = x + attended
+        x = x + scale("attention_layer_scale", attended)
         fed = mlp(norm("mlp_norm", x))
         if self.post_norm:
             fed = norm("mlp_post_norm", fed)
-        return x + fed, kv
+        return x + scale("mlp_layer_scale", fed), kv

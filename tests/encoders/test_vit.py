@@ -38,6 +38,43 @@ def test_the_layer_before_the_last_is_a_shallower_model_without_its_final_norm()
     np.testing.assert_allclose(got, features(shallow, fewer), rtol=1e-5, atol=1e-6)
 
 
+def test_layers_are_counted_as_hidden_states():
+    """0 enters the first layer, and the layers from the end agree with those from the start."""
+    deep = vit(variant="clip", pool="all")
+    params = params_of(deep)
+    found = [features(vit(variant="clip", pool="all", layer=k), params) for k in range(-4, 4)]
+    for k in range(4):
+        np.testing.assert_array_equal(found[k], found[k + 4])
+    params["layers"] = jax.tree.map(jnp.zeros_like, params["layers"])  # each layer adds nothing
+    np.testing.assert_array_equal(features(vit(variant="clip", pool="all", layer=2), params), found[0])
+
+
+def test_layer_scale_weighs_what_a_layer_adds():
+    scaled = vit(variant="clip", layer_scale=0.5, final_norm=False)
+    params = params_of(scaled)
+    ones = jnp.ones((3, 16))
+    params["layers"] |= dict(attention_layer_scale=ones, mlp_layer_scale=ones)
+    whole = features(scaled, params)
+    without = {k: leaf for k, leaf in params["layers"].items() if "scale" not in k}
+    plain = vit(variant="clip", final_norm=False)
+    np.testing.assert_allclose(whole, features(plain, params | {"layers": without}), rtol=1e-5)
+    params["layers"] |= dict(attention_layer_scale=0 * ones, mlp_layer_scale=0 * ones)
+    np.testing.assert_array_equal(
+        features(scaled, params), features(vit(variant="clip", layer=0, final_norm=False), params)
+    )
+
+
+def test_registers_are_looked_at_and_dropped():
+    encoder = vit(variant="dinov2_reg")
+    params = params_of(encoder)
+    assert params["registers"].shape == (1, 4, 16)
+    assert params["position_embedding"].shape == (1 + PATCHES, 16)  # registers have none
+    without = features(encoder, params)
+    assert without.shape == (2, 3, PATCHES, 16)
+    assert features(vit(variant="dinov2_reg", pool="all"), params).shape == (2, 3, 1 + 4 + PATCHES, 16)
+    assert np.abs(features(encoder, params | {"registers": -params["registers"]}) - without).max() > 1e-3
+
+
 def test_the_last_layer_is_normed():
     encoder = vit(variant="siglip")
     params = params_of(encoder)
@@ -137,6 +174,9 @@ def test_pixels_are_normalised_by_mean_and_std():
         ("clip-L/14", "none", 303_179_776),
         ("clip-L/14-336", "none", 303_507_456),
         ("siglip-so400m/14-384", "map", 428_225_600),
+        ("eva-g/14", "none", 985_952_256),
+        ("dinov2-L/14", "none", 304_367_616),
+        ("dinov2-g/14", "none", 1_136_479_232),
     ],
 )
 def test_published_sizes(variant, pool, count):
