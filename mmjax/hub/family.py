@@ -31,6 +31,11 @@ FAMILIES = {
     "clip_vision_model": "mmjax.hub.vision.CLIP_VISION",
     "siglip": "mmjax.hub.vision.SIGLIP",
     "siglip_vision_model": "mmjax.hub.vision.SIGLIP_VISION",
+    "siglip2": "mmjax.hub.vision.SIGLIP2",
+    "siglip2_vision_model": "mmjax.hub.vision.SIGLIP2_VISION",
+    "dinov2": "mmjax.hub.dino.DINOV2",
+    "dinov2_with_registers": "mmjax.hub.dino.DINOV2_REGISTERS",
+    "blip_2_vision_model": "mmjax.hub.eva.BLIP2_VISION",
     "llava": "mmjax.hub.llava.LLAVA",
     "llava_next": "mmjax.hub.llava_next.LLAVA_NEXT",
     "idefics3": "mmjax.hub.idefics3.IDEFICS3",
@@ -41,6 +46,8 @@ FAMILIES = {
     "internvl_vision": "mmjax.hub.internvl.INTERNVL_VISION",
     "qwen2_vl": "mmjax.hub.qwen_vl.QWEN2_VL",
     "qwen2_5_vl": "mmjax.hub.qwen_vl.QWEN2_5_VL",
+    "idefics": "mmjax.hub.idefics.IDEFICS",
+    "paligemma": "mmjax.hub.paligemma.PALIGEMMA",
 }
 
 
@@ -55,8 +62,13 @@ class Family:
     part: where that part stands in the model: 'backbone', 'encoders/image', or '' for a whole model.
     renames: (regex, replacement) applied to a checkpoint's names: what older files call things.
     modules: (regex, replacement) from a tensor's name to its module's in the loaded model, for adapters.
-    ignored: regexes of tensors that no parameter stands for: buffers, other towers.
+    ignored: regexes of tensors that may be lost: buffers, copies of others.
+    aside: regexes of tensors that no parameter need stand for, and that an import keeps for the way back: other
+      towers, unused heads.
+    unwritten: keys of config.json, in any section, that speak of those: an export that has them leaves the keys.
+    partial: whether the model is incomplete without them.
     views: (config.json, the image processor's settings) -> `data.media.views`, of a family with pictures in tiles.
+    template: the chat template (data/templates.py) that the family wants, '' if the tokenizer's files say it.
     """
 
     model_type: str
@@ -69,6 +81,10 @@ class Family:
     modules: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = ()
     views: Callable[[Json, Json], dict[str, Any]] | None = None
+    aside: tuple[str, ...] = ()
+    unwritten: tuple[str, ...] = ()
+    partial: bool = False
+    template: str = ""
 
 
 def find_family(config: Json, where: str) -> Family:
@@ -103,6 +119,10 @@ PARTS = {
     ("encoders.vit.ViT", "clip"): "clip_vision_model",
     ("encoders.vit.ViT", "siglip"): "siglip_vision_model",
     ("encoders.vit.ViT", "internvit"): "internvl_vision",
+    ("encoders.vit.ViT", "siglip2"): "siglip2_vision_model",
+    ("encoders.vit.ViT", "dinov2"): "dinov2",
+    ("encoders.vit.ViT", "dinov2_reg"): "dinov2_with_registers",
+    ("encoders.vit.ViT", "eva"): "blip_2_vision_model",
 }
 
 
