@@ -51,6 +51,8 @@ def get_config(arg=""):
             type="evaluation.benchmarks.captions.evaluate",
             stage="pretrain",
             test="corpus:openmoji/64px/test",
+            question="",
+            limit=0,
             examples=12,
         ),
     )

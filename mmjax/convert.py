@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from mmjax import tree
 from mmjax.config import Config, build_model, read_config
+from mmjax.hub.aside import KEPT, Origin, aside, find_origin, keep, listed
 from mmjax.hub.card import model_card
 from mmjax.hub.family import FAMILIES, Family, config_of, family, find_family
 from mmjax.hub.folder import HubFolder, read_json
@@ -27,7 +28,6 @@ from mmjax.training.checkpoint import Checkpoints
 from mmjax.training.stages import trained_parameters
 from mmjax.workdir import load_config, save_config
 
-KEPT = "hub"  # where a converted workdir keeps the files that came with the weights
 KEPT_FILES = ("*.json", "*.jinja", "tokenizer.model", "*.txt")
 CONFIG = '''"""Made by `mmjax convert` from {source}.
 
@@ -71,7 +71,7 @@ def import_folder(source: Path, target: Path) -> None:
     shapes = parameter_shapes(read_config(raw))
     part = f"{folder.family.part}/" if folder.family.part else ""
     plan = moves(rows_under(part, "", folder.family.rows(folder.spec)), shapes)
-    check(plan, shapes, folder.tensors.specs, folder.family.ignored, str(source))
+    check(plan, shapes, folder.tensors.specs, folder.family.ignored + folder.family.aside, str(source))
     # Weights keep the dtype they came in.
     dtypes = {path: folder.tensors.specs[move.theirs[0]].dtype for move in plan for path in move.ours}
     specs = {path: Spec(spec.shape, dtypes[path]) for path, spec in specs_of(shapes).items()}
@@ -81,6 +81,9 @@ def import_folder(source: Path, target: Path) -> None:
                 writer.put(path, array, move.index)
     kept = target / KEPT
     kept.mkdir()
+    if left := aside(folder.family, {name for move in plan for name in move.theirs}, folder.tensors.specs):
+        keep(folder.tensors, left, target)
+        logging.info("%s: kept aside, no parameter stands for them: %s.", source, listed(left))
     for pattern in KEPT_FILES:
         for file in source.glob(pattern):
             if not file.name.endswith(".index.json"):
@@ -92,33 +95,57 @@ def import_folder(source: Path, target: Path) -> None:
 def export_workdir(source: Path, target: Path, model_type: str = "") -> None:
     """What a workdir has trained, or was made from, to a folder that `transformers` and vLLM load."""
     config = load_config(source)
-    kept = source / KEPT
-    before = read_json(kept / "config.json") if (kept / "config.json").exists() else {}
-    chosen = _family(before, model_type, source)
-    parameters = newest_parameters(config, source)
-    part = f"{chosen.part}/" if chosen.part else ""
-    flat = {p.removeprefix(part): spec for p, spec in parameters.specs.items() if p.startswith(part)}
+    chosen = _family(source, model_type)
     spec = config.model
     for key in chosen.part.split("/") if chosen.part else ():
         spec = spec[key]
-    plan = moves(chosen.rows(spec), tree.unflatten(flat))
+    specs = write_folder(
+        chosen, spec, newest_parameters(config, source), find_origin(config.load, source, chosen), target
+    )
+    for file in (source / KEPT).iterdir() if (source / KEPT).exists() else ():
+        if file.is_file() and file.name != "config.json":
+            shutil.copyfile(file, target / file.name)
+    (target / "README.md").write_text(model_card(config.model, chosen, source.name, specs))
+    logging.info("%s: %s, %d tensors.", target, chosen.architecture, len(specs))
+
+
+def write_folder(
+    family: Family, spec: Mapping[str, Any], parameters: Tensors, origin: Origin, target: Path
+) -> dict[str, Spec]:
+    """config.json and the tensors of a family's model, or part of one; returns the tensors' shapes.
+
+    Args:
+      spec: of that model or part. parameters: of the whole model. origin: what they were made from.
+
+    Raises:
+      CheckpointError: parameters that the family has no tensor for, or a part that is not enough.
+    """
+    part = f"{family.part}/" if family.part else ""
+    flat = {p.removeprefix(part): one for p, one in parameters.specs.items() if p.startswith(part)}
+    plan = moves(family.rows(spec), tree.unflatten(flat))
     if unnamed := sorted(set(flat) - {path for move in plan for path in move.ours}):
         raise CheckpointError(
-            f"{source}: the family {chosen.model_type} has no tensor for {', '.join(unnamed[:20])}."
+            f"{target}: the family {family.model_type} has no tensor for {', '.join(unnamed[:20])}."
         )
     specs = theirs_specs(plan, flat)
-    with SafetensorsWriter(target, specs) as writer:
+    dtype = str(next(iter(specs.values())).dtype)
+    rest = origin.aside(family, specs)
+    if family.partial and not rest:
+        raise CheckpointError(
+            f"{target}: {family.architecture} is more than {family.part}, and no such checkpoint is named in "
+            "`load` to take the rest from."
+        )
+    with SafetensorsWriter(target, specs | rest) as writer:
         for move in _progress(plan, "export"):
             prefixed = Move(tuple(part + path for path in move.ours), move.theirs, move.index, move.op)
             for name, array in to_theirs(prefixed, parameters):
                 writer.put(name, array)
-    for file in kept.iterdir() if kept.exists() else ():
-        shutil.copyfile(file, target / file.name)
-    dtype = str(next(iter(specs.values())).dtype)
-    made = {**config_of(spec, chosen), "architectures": [chosen.architecture]}
-    (target / "config.json").write_text(json.dumps(_over(before, made) | {"dtype": dtype}, indent=2))
-    (target / "README.md").write_text(model_card(config.model, chosen, source.name, specs))
-    logging.info("%s: %s, %d tensors.", target, chosen.architecture, len(specs))
+        for name in rest:
+            writer.put(name, origin.tensors.read(name))
+    made = {**config_of(spec, family), "architectures": [family.architecture]}
+    config = _over(origin.config, made, leave=family.unwritten if rest else ()) | {"dtype": dtype}
+    (target / "config.json").write_text(json.dumps(config, indent=2))
+    return specs | rest
 
 
 def model_section(folder: HubFolder) -> dict[str, Any]:
@@ -150,7 +177,7 @@ def workdir_config(folder: HubFolder, section: Mapping[str, Any], target: Path) 
                 length=4096 if folder.family.views else min(longest or 2048, 2048),
                 pack=True,
                 too_long="truncate",
-                template="bare",
+                template=folder.family.template or "bare",
                 bidirectional_images=False,
                 media=media_section(folder, section),
                 sources=dict(main=dict(path="", root="", weight=1.0)),
@@ -242,22 +269,24 @@ def newest_parameters(config: Config, workdir: Path) -> Tensors:
     return SafetensorsFolder(workdir / WEIGHTS)
 
 
-def _family(before: Mapping[str, Any], model_type: str, source: Path) -> Family:
-    if model_type or not before:
+def _family(source: Path, model_type: str) -> Family:
+    came = source / KEPT / "config.json"
+    if model_type or not came.exists():
         if model_type not in FAMILIES:
             raise CheckpointError(
                 f"{source}: --family={model_type!r}: say which of {', '.join(FAMILIES)} to write."
             )
         return family(model_type)
-    return find_family(before, str(source / KEPT / "config.json"))
+    return find_family(read_json(came), str(came))
 
 
-def _over(before: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
-    """`before` with the keys of `new`, section by section."""
+def _over(before: Mapping[str, Any], new: Mapping[str, Any], leave: Collection[str] = ()) -> dict[str, Any]:
+    """`before` with the keys of `new`, section by section, except those to leave as they are."""
     merged = dict(before)
     for key, value in new.items():
-        nested = isinstance(value, Mapping) and isinstance(before.get(key), Mapping)
-        merged[key] = _over(before[key], value) if nested else value
+        if key not in leave:
+            inside = before.get(key) if isinstance(before.get(key), Mapping) else {}
+            merged[key] = _over(inside, value, leave) if isinstance(value, Mapping) else value
     return merged
 
 

@@ -128,6 +128,11 @@ class MultimodalLM:
     def _cross(self, batch: Batch, tokens: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
         if self.fusion != "xattn":
             return {}
+        if not tokens:
+            raise ValueError(
+                "fusion='xattn': the batch has no media to attend to. Rows without a picture have empty slots: "
+                "data.media.slots is 1 at least."
+            )
         masks = [cross_mask(batch.media[n].visible, batch.media[n].valid, t.shape[2]) for n, t in tokens.items()]
         return {"media": _flat(tokens), "media_mask": jnp.concatenate(masks, axis=-1)}
 

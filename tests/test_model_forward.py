@@ -105,6 +105,13 @@ def test_an_invalid_picture_is_not_attended_to():
     assert np.abs(seen - unseen).max() > 1e-3
 
 
+def test_a_batch_without_media_is_refused_by_cross_attention():
+    model = small_model("xattn")
+    batch = make_batch("xattn", [["look"]], length=8).replace(media={})
+    with pytest.raises(ValueError, match=r"data.media.slots is 1 at least"):
+        jax.eval_shape(model.apply, jax.eval_shape(model.init, jax.random.key(0)), batch)
+
+
 def test_a_bidirectional_picture_is_seen_whole_by_its_first_token():
 
     model = small_model("splice")
@@ -177,7 +184,9 @@ def test_cross_attention_stands_before_every_kth_layer(depth, every, first, orde
         return backbone.apply({"params": params}, x, **inputs)[0]
 
     layer = Block(**fields_of(backbone, Block))
-    differs = dict(kv_heads=backbone.heads, activation="gelu", gated=False, norm="layer", rope_theta=0.0)
+    differs = dict(
+        kv_heads=backbone.heads, activation="gelu", gated=False, norm="layer", rope_theta=0.0, gate="scalar"
+    )
     cross = GatedCrossBlock(**fields_of(backbone, BlockShape) | differs)
     norm = Norm(backbone.norm, backbone.norm_eps, jnp.float32)
 

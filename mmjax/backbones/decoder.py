@@ -43,6 +43,7 @@ _LLAMA = dict(
     sliding_window=0,
     attention_pattern=("global",),
     local_rope_theta=0.0,
+    additional_vocab=0,
     max_positions=0,
     position_offset=0,
     embed_scale=1.0,
@@ -116,11 +117,14 @@ class Decoder(BlockShape):
     vocab, width, depth: sizes. attention_pattern: 'local' or 'global' for each layer, repeated over the depth;
     'local' layers see the last `sliding_window` positions, their own among them, and rotate by
     local_rope_theta, unscaled, if that is not 0.
+    additional_vocab: how many tokens at the vocabulary's end have parameters of their own, to be trained while the
+    others stay as they are (Idefics).
     max_positions: learned absolute positions, 0 for none; position_offset: rows of their table before the first
     (OPT: 2). embed_scale: factor on the embeddings (Gemma: sqrt(width)). tied: the head is the embedding table.
     logit_softcap: 0 for none.
     xattn: None, or fields of GatedCrossBlock that differ from the blocks', with `every` (one such block before
-    each `every`-th layer) and `first` (the layer that the first of them stands before).
+    each `every`-th layer) and `first` (the layer that the first of them stands before); `gate` is 'scalar' if
+    not given.
     remat, scan: see nn/stack.py.
     """
 
@@ -130,6 +134,7 @@ class Decoder(BlockShape):
     sliding_window: int
     attention_pattern: Sequence[str]
     local_rope_theta: float
+    additional_vocab: int
     max_positions: int
     position_offset: int
     embed_scale: float
@@ -143,23 +148,40 @@ class Decoder(BlockShape):
     # Linen's `setup`, not `compact`: the table and the layers serve several methods.
     def setup(self):
         init = nn.initializers.normal(self.width**-0.5)
-        self.embedding = self.param("embedding", init, (self.vocab, self.width), self.param_dtype)
+        old, new = self.vocab - self.additional_vocab, self.additional_vocab
+        self.embedding = self.param("embedding", init, (old, self.width), self.param_dtype)
+        if new:
+            shape = (new, self.width)
+            self.additional_embedding = self.param("additional_embedding", init, shape, self.param_dtype)
         if self.max_positions:
             shape = (self.position_offset + self.max_positions, self.width)
             self.position_embedding = self.param("position_embedding", init, shape, self.param_dtype)
         self.norm_out = Norm(self.norm, self.norm_eps, self.param_dtype)
         if not self.tied:
-            self.head = Linear(self.vocab, self.head_bias, self.dtype, self.param_dtype)
+            self.head = Linear(old, self.head_bias, self.dtype, self.param_dtype)
+            if new:
+                self.additional_head = Linear(new, self.head_bias, self.dtype, self.param_dtype)
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """int32 [B, T] -> [B, T, D]."""
         table = constrain(self.embedding, "vocab", None)  # gathered over `fsdp` first; else XLA gathers x instead
-        x = jnp.take(table, tokens, axis=0).astype(self.dtype)
+        if self.additional_vocab:
+            old = len(table)
+            x = jnp.take(table, jnp.minimum(tokens, old - 1), axis=0)
+            new = jnp.take(self.additional_embedding, jnp.maximum(tokens - old, 0), axis=0)
+            x = jnp.where((tokens < old)[..., None], x, new)
+        else:
+            x = jnp.take(table, tokens, axis=0)
+        x = x.astype(self.dtype)
         return constrain(x * jnp.asarray(self.embed_scale, x.dtype), "batch", "seq", "embed")
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """[..., D] -> float32 [..., vocab]."""
         logits = hidden @ self.embedding.T.astype(hidden.dtype) if self.tied else self.head(hidden)
+        if self.additional_vocab:
+            table = self.additional_embedding
+            new = hidden @ table.T.astype(hidden.dtype) if self.tied else self.additional_head(hidden)
+            logits = jnp.concatenate([logits, new], axis=-1)
         logits = logits.astype(jnp.float32)
         return self.logit_softcap * jnp.tanh(logits / self.logit_softcap) if self.logit_softcap else logits
 
@@ -243,7 +265,7 @@ class Decoder(BlockShape):
 
     def _interleave(self, layer, carry, xs, media, media_mask, media_kv):
         """Runs groups of one gated cross-attention block and `every` layers, the last group perhaps shorter."""
-        plain = dict(qk_norm="", rope_theta=0.0, alibi=False, query_scale=0.0)
+        plain = dict(qk_norm="", rope_theta=0.0, alibi=False, query_scale=0.0, gate="scalar")
         shape = {**fields_of(self, BlockShape), **plain, **self.xattn}
         shape["kv_heads"] = self.xattn.get("kv_heads", shape["heads"])
         every, first = shape.pop("every"), shape.pop("first")

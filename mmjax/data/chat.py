@@ -11,7 +11,7 @@ import functools
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from itertools import accumulate
+from itertools import accumulate, dropwhile
 
 import numpy as np
 
@@ -183,10 +183,21 @@ class Chat:
                 opening, closing = (
                     (t.system_open, t.system_close) if turn.role == "system" else (t.user_open, t.user_close)
                 )
-                pieces += self._marked(opening, 0.0) + _typed(text, 0.0) + self._marked(closing, 0.0)
+                typed = _typed(text, 0.0)
+                if t.text_open and turn.role == "user":
+                    typed = self._opened(typed)
+                pieces += self._marked(opening, 0.0) + typed + self._marked(closing, 0.0)
             else:
                 pieces += [piece for piece in _typed(text, 0.0) if piece.content is _PICTURE]
         return pieces
+
+    def _opened(self, typed: list[Piece]) -> list[Piece]:
+        """A user turn with the template's `text_open` behind the pictures that it begins with."""
+        rest = list(dropwhile(lambda p: p.content is _PICTURE or (p.content.isspace() and len(typed) > 1), typed))
+        shown = [piece for piece in typed[: len(typed) - len(rest)] if piece.content is _PICTURE]
+        if rest:
+            rest[0] = dataclasses.replace(rest[0], content=rest[0].content.lstrip())
+        return shown + self._marked(self.template.text_open, 0.0) + rest
 
     def _marked(self, text: str, weight: float) -> list[Piece]:
         """A template's own string: names of special tokens in it become those tokens."""
@@ -270,6 +281,9 @@ class Chat:
             slot[:] = -1
         spans = np.asarray(pictures, np.int64).reshape(-1, 3)
         tokens, loss_weight = np.asarray(ids, np.int32), np.asarray(weights, np.float32)
+        if self.template.prefix:
+            prompt = loss_weight == 0
+            causal[1:][prompt[1:] & prompt[:-1]] = 0
         return Encoded(tokens, loss_weight, causal, slot, visible, spans)
 
 

@@ -50,10 +50,13 @@ def make_dataset(
       quarantine: file that refused records are written to.
 
     Raises:
-      ValueError, FileNotFoundError: a key or a source is wrong; says which and what would be right.
+      ValueError, FileNotFoundError: a key or a source is wrong; says which and what would be right. Rows without
+        a slot for a picture are wrong unless `splice`.
       TooManyBadRecords: a source has lost more than `max_refused` of its records.
     """
     checked = read_spec(spec)
+    if not splice and not checked.media.slots:
+        raise ValueError("data.media.slots: is 0, and cross-attention wants 1 at least; a row may leave it empty.")
     views = checked.media.make_views()
     feeds = []
     for name, part in checked.sources.items():

@@ -17,6 +17,10 @@ class Template:
 
     system: the system turn of a conversation that has none; '' for none.
     prompt_text: False leaves only the pictures of user turns and no system turn.
+    text_open: what follows the pictures that a user turn begins with, instead of white space; '' for the text as
+      it is.
+    prefix: True for a prefix LM: what stands before a reply, text and pictures, is one block whose tokens see one
+      another; replies are causal.
     """
 
     reply_close: str
@@ -31,6 +35,8 @@ class Template:
     after_reply: str = ""
     specials: tuple[str, ...] = ()
     prompt_text: bool = True
+    text_open: str = ""
+    prefix: bool = False
 
 
 TEMPLATES = {
@@ -50,6 +56,8 @@ TEMPLATES = {
         reply_open=" ",
         reply_close="{eos}",
     ),
+    # PaliGemma (big_vision/configs/proj/paligemma): pictures, prompt, newline, suffix; one question each.
+    "paligemma": Template(text_open="{bos}", user_close="\n", reply_close="{eos}", prefix=True),
     # ChatML, as Qwen, SmolLM and others write it.
     "chatml": Template(
         system_open="<|im_start|>system\n",

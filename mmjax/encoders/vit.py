@@ -146,7 +146,9 @@ class ViT(BlockShape):
 
     size, patch: pixels. width, depth: of the transformer. stem: see Stem. class_token: a learned first token.
     registers: learned tokens after it, without positions (Darcet et al. 2024).
-    pre_norm, final_norm: a norm before the first and after the last layer. position: 'learned' or 'sincos2d'.
+    pre_norm, final_norm: a norm before the first and after the last layer; final_norm 'pooled' has that norm for
+        the pooled feature alone, and `pool` 'none' and 'all' give the last layer's features as they are (Idefics).
+    position: 'learned' or 'sincos2d'.
     layer: which hidden state is the feature, an index into those of `transformers`: 0 enters the first layer, k
         leaves the k-th, -1 the last (after final_norm if there is one), -2 the one before (LLaVA).
     pool: 'none' for all patch tokens (class token and registers dropped), 'all' with these, 'cls', 'mean', or
@@ -163,7 +165,7 @@ class ViT(BlockShape):
     class_token: bool
     registers: int
     pre_norm: bool
-    final_norm: bool
+    final_norm: bool | str
     position: str
     layer: int
     pool: str
@@ -198,7 +200,8 @@ class ViT(BlockShape):
         )
         if self.final_norm:
             normed = norm("norm_out", x)
-            x = normed if wanted == self.depth else x
+            if wanted == self.depth and (self.final_norm != "pooled" or self.pool not in ("none", "all")):
+                x = normed
         x = self._pool(x)
         return x.reshape(b, m, *x.shape[1:])
 

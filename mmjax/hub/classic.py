@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmjax.hub.family import Family, Json, complete
+from mmjax.hub.family import Json, complete
 from mmjax.hub.table import Row, T
 from mmjax.hub.tensors import CheckpointError
-from mmjax.hub.text import TIED
 
 KEYS = {
     "vocab": "vocab_size",
@@ -64,10 +63,3 @@ def rope_fraction(c: Json, default: float) -> float:
     """The part of a head that rotates; transformers 5 keeps it among the rope parameters."""
     rope = c.get("rope_parameters") or {}
     return rope.get("partial_rotary_factor", c.get("partial_rotary_factor", default))
-
-
-def decoder_family(
-    model_type: str, architecture: str, spec: Any, config: Any, rows: Any, renames: Any = (), ignored: Any = ()
-) -> Family:
-    """A Family of language models."""
-    return Family(model_type, architecture, spec, config, rows, "backbone", renames, (*TIED, *ignored))

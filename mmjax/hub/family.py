@@ -31,6 +31,11 @@ FAMILIES = {
     "clip_vision_model": "mmjax.hub.vision.CLIP_VISION",
     "siglip": "mmjax.hub.vision.SIGLIP",
     "siglip_vision_model": "mmjax.hub.vision.SIGLIP_VISION",
+    "siglip2": "mmjax.hub.vision.SIGLIP2",
+    "siglip2_vision_model": "mmjax.hub.vision.SIGLIP2_VISION",
+    "dinov2": "mmjax.hub.dino.DINOV2",
+    "dinov2_with_registers": "mmjax.hub.dino.DINOV2_REGISTERS",
+    "blip_2_vision_model": "mmjax.hub.eva.BLIP2_VISION",
     "llava": "mmjax.hub.llava.LLAVA",
     "llava_next": "mmjax.hub.llava_next.LLAVA_NEXT",
     "idefics3": "mmjax.hub.idefics3.IDEFICS3",
@@ -39,6 +44,8 @@ FAMILIES = {
     "smolvlm_vision": "mmjax.hub.idefics3.SMOLVLM_VISION",
     "internvl": "mmjax.hub.internvl.INTERNVL",
     "internvl_vision": "mmjax.hub.internvl.INTERNVL_VISION",
+    "idefics": "mmjax.hub.idefics.IDEFICS",
+    "paligemma": "mmjax.hub.paligemma.PALIGEMMA",
 }
 
 
@@ -53,7 +60,12 @@ class Family:
     part: where that part stands in the model: 'backbone', 'encoders/image', or '' for a whole model.
     renames: (regex, replacement) applied to a checkpoint's names: what older files call things.
     modules: (regex, replacement) from a tensor's name to its module's in the loaded model, for adapters.
-    ignored: regexes of tensors that no parameter stands for: buffers, other towers.
+    ignored: regexes of tensors that may be lost: buffers, copies of others.
+    aside: regexes of tensors that no parameter need stand for, and that an import keeps for the way back: other
+      towers, unused heads.
+    unwritten: keys of config.json, in any section, that speak of those: an export that has them leaves the keys.
+    partial: whether the model is incomplete without them.
+    template: the chat template (data/templates.py) that the family wants, '' if the tokenizer's files say it.
     views: (config.json, the image processor's settings) -> `data.media.views`, of a family with pictures in tiles.
     """
 
@@ -66,6 +78,10 @@ class Family:
     renames: tuple[tuple[str, str], ...] = ()
     modules: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = ()
+    aside: tuple[str, ...] = ()
+    unwritten: tuple[str, ...] = ()
+    partial: bool = False
+    template: str = ""
     views: Callable[[Json, Json], dict[str, Any]] | None = None
 
 
@@ -101,6 +117,10 @@ PARTS = {
     ("encoders.vit.ViT", "clip"): "clip_vision_model",
     ("encoders.vit.ViT", "siglip"): "siglip_vision_model",
     ("encoders.vit.ViT", "internvit"): "internvl_vision",
+    ("encoders.vit.ViT", "siglip2"): "siglip2_vision_model",
+    ("encoders.vit.ViT", "dinov2"): "dinov2",
+    ("encoders.vit.ViT", "dinov2_reg"): "dinov2_with_registers",
+    ("encoders.vit.ViT", "eva"): "blip_2_vision_model",
 }
 
 

@@ -7,13 +7,25 @@ from typing import Any
 from mmjax.hub import family
 from mmjax.hub.family import Family, Json, complete, config_of, family_of, find_family
 from mmjax.hub.table import Row, T, rows_under
+from mmjax.hub.tensors import CheckpointError
+from mmjax.hub.vision import CLIP_NAMES, UNUSED
+
+# transformers 5 saves the towers of CLIP and SigLIP without this level; everything else has it.
+CLIP_LEVEL = ((rf"^vision_tower\.(?={CLIP_NAMES})", "vision_tower.vision_model."),)
+# How `transformers` 5 calls the modules of such a model in memory.
+MODULES = (
+    (r"^(vision_tower|multi_modal_projector)\.", r"model.\1."),
+    (r"^language_model\.model\.", "model.language_model."),
+    (r"^language_model\.lm_head", "lm_head"),
+    (r"^model\.vision_tower\.vision_model\.", "model.vision_tower."),
+)
 
 
 def _spec(c: Json) -> dict[str, Any]:
     text, vision = (find_family(c[key], f"config.json, {key}") for key in ("text_config", "vision_config"))
-    features = dict(
-        layer=c.get("vision_feature_layer", -2),
-        pool="all" if c.get("vision_feature_select_strategy") == "full" else "none",
+    encoder = vision.spec(c["vision_config"])
+    encoder |= features(
+        encoder, c.get("vision_feature_layer", -2), c.get("vision_feature_select_strategy", "default")
     )
     projector = dict(
         type="projectors.mlp.MLP",
@@ -25,11 +37,43 @@ def _spec(c: Json) -> dict[str, Any]:
         norm="",
     )
     return dict(
-        encoders=dict(image=vision.spec(c["vision_config"]) | features),
+        encoders=dict(image=encoder),
         projectors=dict(image=projector),
         backbone=text.spec(c["text_config"]),
         fusion="splice",
     )
+
+
+def features(encoder: Json, layer: Any, strategy: str | None) -> dict[str, Any]:
+    """What an encoder's spec says of the hidden state that is the feature, which no final norm has seen."""
+    if not isinstance(layer, int):
+        raise CheckpointError(f"config.json: vision_feature_layer {layer!r}; only one layer is known here.")
+    if strategy != "full" and not _drops_class_token(encoder):
+        raise CheckpointError(
+            f"config.json: vision_feature_select_strategy {strategy!r} drops the first token, which here is not a "
+            "class token before all patches; only 'full' is known for this encoder."
+        )
+    last = layer in (-1, encoder["depth"])
+    pool = "all" if strategy == "full" else "none"
+    return dict(layer=layer, pool=pool) | (dict(final_norm=False) if last else {})
+
+
+def strategy_of(encoder: Json) -> str:
+    """The vision_feature_select_strategy of an encoder. Raises CheckpointError for features that LLaVA has not."""
+    full = complete(encoder)
+    pool = full["pool"]
+    if full["final_norm"] and full["layer"] in (-1, full["depth"]):
+        raise CheckpointError("LLaVA's features have not seen the encoder's final norm; set final_norm=False.")
+    if pool == "all" or (pool == "none" and not full["class_token"] and not full["registers"]):
+        return "full"
+    if pool == "none" and _drops_class_token(encoder):
+        return "default"
+    raise CheckpointError(f"LLaVA has no name for the features pool={pool!r} of this encoder.")
+
+
+def _drops_class_token(encoder: Json) -> bool:
+    full = complete(encoder)
+    return full["class_token"] and not full["registers"]
 
 
 def _config(spec: Json) -> dict[str, Any]:
@@ -38,7 +82,7 @@ def _config(spec: Json) -> dict[str, Any]:
         vision_config=config_of(spec["encoders"]["image"]),
         text_config=config_of(spec["backbone"]),
         vision_feature_layer=encoder["layer"],
-        vision_feature_select_strategy="full" if encoder["pool"] == "all" else "default",
+        vision_feature_select_strategy=strategy_of(spec["encoders"]["image"]),
         projector_hidden_act=family.ACTIVATIONS[projector["activation"]],
         multimodal_projector_bias=projector["bias"],
     )
@@ -65,13 +109,9 @@ LLAVA = Family(
     config=_config,
     rows=_rows,
     part="",
-    # transformers 5.23 saves a CLIP tower without this level; everything else has it.
-    renames=((r"^vision_tower\.(?!vision_model\.)", "vision_tower.vision_model."),),
-    modules=(
-        (r"^(vision_tower|multi_modal_projector)\.", r"model.\1."),
-        (r"^language_model\.model\.", "model.language_model."),
-        (r"^language_model\.lm_head", "lm_head"),
-        (r"^model\.vision_tower\.vision_model\.", "model.vision_tower."),
-    ),
+    renames=CLIP_LEVEL,
+    modules=MODULES,
     ignored=(r"position_ids$", r"rotary_emb\.inv_freq$", r"^language_model\.lm_head\.weight$"),
+    aside=(rf"^vision_tower\.{UNUSED}",),
+    unwritten=("vision_use_head", "use_mask_token"),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ import jax
 import numpy as np
 
 from mmjax import tree
+from mmjax.hub import openflamingo
 from mmjax.hub.folder import HubFolder
 from mmjax.hub.table import Move, Row, check, made_shapes, moves, to_ours
 from mmjax.hub.tensors import CheckpointError, SafetensorsFolder, Spec, Tensors
 
 VOCABULARY = ("embedding", "head/kernel", "head/bias")  # the backbone's leaves with an axis for the vocabulary
+ADDED = re.compile(r"^(backbone/)?(xattn/|additional_)")  # what no language model has by itself
 WEIGHTS = "weights"  # where a converted workdir keeps its parameters
 
 
@@ -23,11 +26,13 @@ def load_parts(rules: Sequence[tuple[str, str]], shapes: tree.Tree, shardings: t
 
     Args:
       rules: (part, source). A part is a path of the model ('backbone', 'encoders/image', or '' for all of it).
-        A source is 'hf:FOLDER', a Hugging Face checkpoint, or 'mmjax:WORKDIR', what `mmjax convert` made.
+        A source is 'hf:FOLDER', a Hugging Face checkpoint, 'mmjax:WORKDIR', what `mmjax convert` made, or
+        'openflamingo:FOLDER' (hub/openflamingo.py).
       shapes, shardings: of the whole model's parameters.
 
     Returns:
-      Those parts of the tree, nothing else.
+      Those parts of the tree, nothing else; without gated cross-attention and additional tokens where a family of
+      Hugging Face has none of these.
 
     Raises:
       CheckpointError: no such part or source, or tensors that do not fit: all of them in one message.
@@ -43,6 +48,9 @@ def load_parts(rules: Sequence[tuple[str, str]], shapes: tree.Tree, shardings: t
             )
         tensors, rows, ignored = open_source(source, part)
         plan = moves(rows, wanted)
+        if source.startswith("hf:"):
+            named = {path for move in plan for path in move.ours}
+            wanted = {path: leaf for path, leaf in wanted.items() if path in named or not ADDED.search(path)}
         fitted = {path: _as_saved(path, leaf, plan, tensors) for path, leaf in wanted.items()}
         check(plan, tree.unflatten(fitted), tensors.specs, ignored, f"load: {source}")
         by_path: dict[str, list[Move]] = {path: [] for path in wanted}
@@ -68,14 +76,16 @@ def open_source(source: str, part: str) -> tuple[Tensors, list[Row], tuple[str, 
         prefix = f"{part}/" if part else ""
         rows = [Row(name.removeprefix(prefix), name) for name in tensors.specs if name.startswith(prefix)]
         return tensors, rows, (rf"^(?!{prefix})",) if part else ()
-    raise CheckpointError(f"load: {source!r} begins neither with 'hf:' nor with 'mmjax:'.")
+    if kind == "openflamingo":
+        return openflamingo.open_parts(Path(path).expanduser(), part)
+    raise CheckpointError(f"load: {source!r} begins with none of 'hf:', 'mmjax:' and 'openflamingo:'.")
 
 
 def _of_part(folder: HubFolder, part: str) -> tuple[list[Row], tuple[str, ...]]:
     """The folder's table for a part of a model, and the names to leave aside."""
     family, rows = folder.family, folder.family.rows(folder.spec)
     if family.part == part or (family.part and family.part.split("/")[0] == part.split("/")[0]):
-        return rows, family.ignored
+        return rows, family.ignored + family.aside
     if family.part:
         raise CheckpointError(
             f"load: {folder.path} is {family.part} ({family.model_type}), not {part or 'a whole model'}."

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmjax.hub.classic import QKV, config_by, decoder_family, refuse, spec_by
-from mmjax.hub.family import Json, complete
+from mmjax.hub.classic import QKV, config_by, refuse, spec_by
+from mmjax.hub.family import Family, Json, complete
 from mmjax.hub.table import Row, T, fused, rows_under
 from mmjax.hub.tensors import CheckpointError
+from mmjax.hub.text import TIED
 
 _MPT_KEYS = {
     "vocab": "vocab_size",
@@ -79,4 +80,12 @@ def _rows(spec: Json) -> list[Row]:
     ]
 
 
-MPT = decoder_family("mpt", "MptForCausalLM", _spec, _config, _rows)
+MPT = Family(
+    model_type="mpt",
+    architecture="MptForCausalLM",
+    spec=_spec,
+    config=_config,
+    rows=_rows,
+    part="backbone",
+    ignored=TIED,
+)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from mmjax.hub import family
-from mmjax.hub.classic import KEYS, QKV, config_by, decoder_family, linear, norm, rope_fraction, spec_by
-from mmjax.hub.family import Json, complete
+from mmjax.hub.classic import KEYS, QKV, config_by, linear, norm, rope_fraction, spec_by
+from mmjax.hub.family import Family, Json, complete
 from mmjax.hub.positions import rope_config, rope_of
 from mmjax.hub.table import Op, Row, T, rows_under
 from mmjax.hub.tensors import CheckpointError
+from mmjax.hub.text import TIED
 
 _NEOX = dict(
     vocab_size=50_432,
@@ -95,12 +96,14 @@ def _rows(spec: Json) -> list[Row]:
     ]
 
 
-NEOX = decoder_family(
-    "gpt_neox",
-    "GPTNeoXForCausalLM",
-    _spec,
-    _config,
-    _rows,
-    renames=((r"^lm_head\.", "embed_out."),),  # what transformers 5 calls it in memory
-    ignored=(r"^embed_out\.weight$", r"attention\.(masked_)?bias$"),
+NEOX = Family(
+    model_type="gpt_neox",
+    architecture="GPTNeoXForCausalLM",
+    spec=_spec,
+    config=_config,
+    rows=_rows,
+    part="backbone",
+    renames=((r"^lm_head\.", "embed_out."),),
+    modules=((r"^embed_out$", "lm_head"),),  # what transformers 5 calls it in memory
+    ignored=(*TIED, r"^embed_out\.weight$", r"attention\.(masked_)?bias$"),
 )

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from mmjax.hub import family
-from mmjax.hub.classic import KEYS, config_by, decoder_family, linear, norm, refuse, spec_by
-from mmjax.hub.family import Json, complete
+from mmjax.hub.classic import KEYS, config_by, linear, norm, refuse, spec_by
+from mmjax.hub.family import Family, Json, complete
 from mmjax.hub.table import Row, T, rows_under
-from mmjax.hub.text import attention
+from mmjax.hub.text import TIED, attention
 
 _OPT_KEYS = {ours: theirs for ours, theirs in KEYS.items() if ours != "norm_eps"} | {
     "mlp_width": "ffn_dim",
@@ -72,4 +72,13 @@ def _rows(spec: Json) -> list[Row]:
     ]
 
 
-OPT = decoder_family("opt", "OPTForCausalLM", _spec, _config, _rows, renames=((r"^decoder\.", "model.decoder."),))
+OPT = Family(
+    model_type="opt",
+    architecture="OPTForCausalLM",
+    spec=_spec,
+    config=_config,
+    rows=_rows,
+    part="backbone",
+    renames=((r"^decoder\.", "model.decoder."),),
+    ignored=TIED,
+)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from mmjax.hub import family
-from mmjax.hub.classic import KEYS, config_by, decoder_family, linear, norm, rope_fraction, spec_by
-from mmjax.hub.family import Json, complete
+from mmjax.hub.classic import KEYS, config_by, linear, norm, rope_fraction, spec_by
+from mmjax.hub.family import Family, Json, complete
 from mmjax.hub.positions import rope_config, rope_of
 from mmjax.hub.table import Row, rows_under
-from mmjax.hub.text import attention
+from mmjax.hub.text import TIED, attention
 
 _PHI = dict(
     vocab_size=51_200,
@@ -69,4 +69,12 @@ def _rows(spec: Json) -> list[Row]:
     ]
 
 
-PHI = decoder_family("phi", "PhiForCausalLM", _spec, _config, _rows)
+PHI = Family(
+    model_type="phi",
+    architecture="PhiForCausalLM",
+    spec=_spec,
+    config=_config,
+    rows=_rows,
+    part="backbone",
+    ignored=TIED,
+)

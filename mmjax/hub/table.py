@@ -134,7 +134,7 @@ def check(
 
     Args:
       shapes: the parameters that are wanted. specs: the tensors that there are.
-      ignored: regexes of tensors that no parameter stands for (buffers, other towers).
+      ignored: regexes of tensors that no parameter need stand for.
 
     Raises:
       CheckpointError: one message with every missing, surplus and mis-shaped tensor.

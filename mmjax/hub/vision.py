@@ -1,4 +1,7 @@
-"""Vision families: config.json and name tables of image encoders."""
+"""Vision families: config.json and name tables of CLIP's and SigLIP's image encoders.
+
+The names are those below `vision_model.`; `transformers` 5 leaves that level out of a tower that it saves alone.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,12 @@ from typing import Any
 
 from mmjax.hub import family
 from mmjax.hub.family import Family, Json, complete
-from mmjax.hub.table import KEEP, Row, T, patches, reshape, rows_under
+from mmjax.hub.table import KEEP, Row, T, fused, patches, reshape, rows_under
+from mmjax.hub.tensors import CheckpointError
 from mmjax.hub.text import attention
 
 # Ours -> what CLIP, SigLIP and their descendants call it.
-_KEYS = {
+KEYS = {
     "size": "image_size",
     "patch": "patch_size",
     "width": "hidden_size",
@@ -32,12 +36,16 @@ _CLIP_DEFAULTS = dict(
 _SIGLIP_DEFAULTS = _CLIP_DEFAULTS | dict(patch_size=16, layer_norm_eps=1e-6, hidden_act="gelu_pytorch_tanh")
 
 
-def _spec(variant: str, c: Json, defaults: Json, **more: Any) -> dict[str, Any]:
+def vit_spec(variant: str, c: Json, defaults: Json, **more: Any) -> dict[str, Any]:
+    """The ViT of a config.json. Raises CheckpointError for pictures that are no RGB squares."""
     c = {**defaults, **c}
+    if c.get("num_channels", 3) != 3:
+        raise CheckpointError(f"config.json: pictures of {c['num_channels']} channels; only 3 are known here.")
+    c |= {key: _side(key, c[key]) for key in ("image_size", "patch_size")}
     return dict(
         type="encoders.vit.ViT",
         variant=variant,
-        **{ours: c[theirs] for ours, theirs in _KEYS.items()},
+        **{ours: c[theirs] for ours, theirs in KEYS.items()},
         kv_heads=c["num_attention_heads"],
         head_dim=c["hidden_size"] // c["num_attention_heads"],
         activation=family.activation(c["hidden_act"]),
@@ -46,24 +54,17 @@ def _spec(variant: str, c: Json, defaults: Json, **more: Any) -> dict[str, Any]:
     )
 
 
-def _config(spec: Json) -> dict[str, Any]:
+def vit_config(spec: Json) -> dict[str, Any]:
+    """config.json of a ViT."""
     full = complete(spec)
-    return {theirs: full[ours] for ours, theirs in _KEYS.items()} | dict(
+    return {theirs: full[ours] for ours, theirs in KEYS.items()} | dict(
         hidden_act=family.ACTIVATIONS[full["activation"]], num_channels=3
     )
 
 
-def _layer() -> list[Row]:
-    def linear(ours: str, theirs: str) -> list[Row]:
-        return [Row(f"{ours}/kernel", f"{theirs}.weight", T), Row(f"{ours}/bias", f"{theirs}.bias")]
-
-    return [
-        *attention(out="out_proj"),
-        *norm("attention_norm", "layer_norm1"),
-        *norm("mlp_norm", "layer_norm2"),
-        *linear("mlp/up", "mlp.fc1"),
-        *linear("mlp/down", "mlp.fc2"),
-    ]
+def linear(ours: str, theirs: str) -> list[Row]:
+    """A Linear, with a bias where the model has one."""
+    return [Row(f"{ours}/kernel", f"{theirs}.weight", T), Row(f"{ours}/bias", f"{theirs}.bias")]
 
 
 def norm(ours: str, theirs: str) -> list[Row]:
@@ -71,69 +72,123 @@ def norm(ours: str, theirs: str) -> list[Row]:
     return [Row(f"{ours}/scale", f"{theirs}.weight"), Row(f"{ours}/bias", f"{theirs}.bias")]
 
 
-def rows(spec: Json) -> list[Row]:
-    """CLIP's and SigLIP's towers, names below `vision_model.`."""
+def fused_attention(theirs: str, separator: str, width: int, out: str) -> list[Row]:
+    """Attention whose queries, keys and values are one projection, `theirs` + separator + 'weight' or 'bias'."""
+    sizes = (width,) * 3
+    return rows_under(
+        "attention/",
+        "",
+        [
+            Row(_qkv("kernel"), f"{theirs}{separator}weight", fused(*sizes)),
+            Row(_qkv("bias"), f"{theirs}{separator}bias", fused(*sizes, then=KEEP)),
+            *linear("out", out),
+        ],
+    )
+
+
+def block() -> list[Row]:
+    """Norms and feed-forward of a layer, as CLIP and its kin name them."""
+    return [
+        *norm("attention_norm", "layer_norm1"),
+        *norm("mlp_norm", "layer_norm2"),
+        *linear("mlp/up", "mlp.fc1"),
+        *linear("mlp/down", "mlp.fc2"),
+    ]
+
+
+def _rows(spec: Json) -> list[Row]:
     full = complete(spec)
     patch, width = full["patch"], full["width"]
-    stem = [
-        Row("stem/embed/kernel", "embeddings.patch_embedding.weight", patches(patch)),
-        Row("stem/embed/bias", "embeddings.patch_embedding.bias"),
-        Row("class_token", "embeddings.class_embedding", reshape((1, 1, width), (width,))),
-        Row("position_embedding", "embeddings.position_embedding.weight", KEEP),
-    ]
+    # SigLIP 2 of any aspect ratio reads patches that are cut out before.
+    cut = T if spec["variant"] == "siglip2" else patches(patch)
     pool = [
         Row("probe", "probe"),
+        *fused_attention("attention.in_proj", "_", width, "attention.out_proj"),
         *norm("norm", "layernorm"),
-        Row("mlp/up/kernel", "mlp.fc1.weight", T),
-        Row("mlp/up/bias", "mlp.fc1.bias"),
-        Row("mlp/down/kernel", "mlp.fc2.weight", T),
-        Row("mlp/down/bias", "mlp.fc2.bias"),
+        *linear("mlp/up", "mlp.fc1"),
+        *linear("mlp/down", "mlp.fc2"),
     ]
     return [
-        *stem,
+        Row("stem/embed/kernel", "embeddings.patch_embedding.weight", cut),
+        Row("stem/embed/bias", "embeddings.patch_embedding.bias"),
+        Row("class_token", "embeddings.class_embedding", reshape((1, 1, width), (width,))),
+        Row("position_embedding", "embeddings.position_embedding.weight"),
         *norm("norm_in", "pre_layrnorm"),
-        *rows_under("layers/", "encoder.layers.*.", _layer()),
+        *rows_under("layers/", "encoder.layers.*.", [*attention(out="out_proj"), *block()]),
         *norm("norm_out", "post_layernorm"),
         *rows_under("pool_map/", "head.", pool),
     ]
 
 
-def _tower(c: Json) -> Json:
-    """The vision part of a config.json, be it of the tower or of the whole two-tower model."""
-    return c.get("vision_config", c)
+def _qkv(name: str) -> tuple[str, ...]:
+    return tuple(f"{part}/{name}" for part in ("query", "key", "value"))
 
 
-_TEXT_TOWER = (r"^text_model\.", r"^text_projection\.", r"^visual_projection\.", r"^logit_(scale|bias)$")
-_BUFFERS = (r"embeddings\.position_ids$",)
+def _side(key: str, value: Any) -> int:
+    sides = set(value) if isinstance(value, list | tuple) else {value}
+    if len(sides) != 1:
+        raise CheckpointError(f"config.json: {key} {value} is no square; only squares are known here.")
+    return sides.pop()
 
 
-def _clip(model_type: str, architecture: str, under: str) -> Family:
-    return Family(
-        model_type=model_type,
-        architecture=architecture,
-        spec=lambda c: _spec("clip", _tower(c), _CLIP_DEFAULTS),
-        config=_config,
-        rows=lambda spec: rows_under("", under, rows(spec)),
+def _siglip_config(spec: Json) -> dict[str, Any]:
+    return vit_config(spec) | dict(vision_use_head=complete(spec)["pool"] == "map")
+
+
+def _siglip2_spec(c: Json) -> dict[str, Any]:
+    patch, count = c.get("patch_size", 16), c.get("num_patches", 256)
+    side = round(count**0.5)
+    if side * side != count:
+        raise CheckpointError(f"config.json: num_patches {count} is no square grid.")
+    return vit_spec("siglip2", {**c, "image_size": side * patch}, _SIGLIP_DEFAULTS)
+
+
+def _siglip2_config(spec: Json) -> dict[str, Any]:
+    config = _siglip_config(spec)
+    return config | dict(num_patches=(config.pop("image_size") // config["patch_size"]) ** 2)
+
+
+# What may stand below `vision_model.`, told apart from the names of other encoders.
+CLIP_NAMES = (
+    r"(embeddings\.(class_embedding|(patch|position)_embedding\.)|encoder\.layers\.|\w+_la\w*norm\.|head\.)"
+)
+# What a tower of which features alone are wanted does without.
+UNUSED = r"(vision_model\.(head|post_layernorm)|layernorm|embeddings\.mask_token)(\.|$)"
+_TEXT_TOWER = (r"^text_model\.", r"^text_projection\.", r"^logit_(scale|bias)$")
+
+
+def _families(name: str, architecture: str, spec, config) -> tuple[Family, Family]:
+    """The two-tower model of that name, of which the image encoder is a part, and that encoder alone."""
+    unused = (rf"^{UNUSED}", r"^visual_projection\.")
+    common = dict(
+        rows=lambda spec: rows_under("", "vision_model.", _rows(spec)),
         part="encoders/image",
-        renames=((r"^(?=embeddings\.|encoder\.|pre_layrnorm|post_layernorm|head\.)", "vision_model."),),
-        ignored=_TEXT_TOWER + _BUFFERS,
+        renames=((rf"^(?={CLIP_NAMES})", "vision_model."),),
+        ignored=(r"embeddings\.position_ids$",),
+        unwritten=("vision_use_head",),
     )
-
-
-def _siglip(model_type: str, architecture: str, under: str) -> Family:
-    return Family(
-        model_type=model_type,
-        architecture=architecture,
-        spec=lambda c: _spec("siglip", _tower(c), _SIGLIP_DEFAULTS),
-        config=_config,
-        rows=lambda spec: rows_under("", under, rows(spec)),
-        part="encoders/image",
-        renames=((r"^(?=embeddings\.|encoder\.|pre_layrnorm|post_layernorm|head\.)", "vision_model."),),
-        ignored=_TEXT_TOWER + _BUFFERS,
+    both = Family(
+        model_type=name,
+        architecture=f"{architecture}Model",
+        spec=lambda c: spec(c.get("vision_config", {})),
+        config=lambda encoder: dict(vision_config=config(encoder)),
+        aside=(*unused, *_TEXT_TOWER),
+        partial=True,
+        **common,
     )
+    tower = Family(
+        model_type=f"{name}_vision_model",
+        architecture=f"{architecture}VisionModel",
+        spec=spec,
+        config=config,
+        aside=unused,
+        **common,
+    )
+    return both, tower
 
 
-CLIP = _clip("clip", "CLIPModel", "vision_model.")
-CLIP_VISION = _clip("clip_vision_model", "CLIPVisionModel", "vision_model.")
-SIGLIP = _siglip("siglip", "SiglipModel", "vision_model.")
-SIGLIP_VISION = _siglip("siglip_vision_model", "SiglipVisionModel", "vision_model.")
+CLIP, CLIP_VISION = _families("clip", "CLIP", lambda c: vit_spec("clip", c, _CLIP_DEFAULTS), vit_config)
+SIGLIP, SIGLIP_VISION = _families(
+    "siglip", "Siglip", lambda c: vit_spec("siglip", c, _SIGLIP_DEFAULTS), _siglip_config
+)
+SIGLIP2, SIGLIP2_VISION = _families("siglip2", "Siglip2", _siglip2_spec, _siglip2_config)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmjax.model import MultimodalLM
 from mmjax.types import Batch
 
 SMALLEST = 16
@@ -48,6 +49,16 @@ def pad_tokens(batch: Batch, length: int) -> Batch:
             name: m.replace(slot=pad(m.slot, -1), visible=pad(m.visible, -1)) for name, m in batch.media.items()
         },
     )
+
+
+def check_positions(model: MultimodalLM, batch: Batch, more: int) -> None:
+    """Raises ValueError if prompts, and `more` tokens read after each, need more than the learned positions."""
+    limit = model.backbone.max_positions
+    if limit and (needed := int(np.max(batch.positions)) + 1 + more) > limit:
+        raise ValueError(
+            f"{needed - more} tokens of a prompt and {more} read after them need {needed} positions; "
+            f"model.backbone.max_positions is {limit}."
+        )
 
 
 def last_hidden(hidden: jax.Array, segments: jax.Array) -> jax.Array:

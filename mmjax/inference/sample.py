@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from mmjax.inference.program import bucket, last_hidden, pad_tokens
+from mmjax.inference.program import bucket, check_positions, last_hidden, pad_tokens
 from mmjax.model import MultimodalLM
 from mmjax.types import Batch, Cache
 
@@ -79,7 +79,8 @@ def generate(
       tokens int32 [B, max_new] and lengths int32 [B]; a length below max_new means that a stop token came.
 
     Raises:
-      ValueError: max_new below 1, a negative temperature or top_k, top_p outside (0, 1].
+      ValueError: max_new below 1, more tokens than learned positions, a negative temperature or top_k, top_p
+        outside (0, 1].
     """
     rule = make_rule(len(batch.tokens), rng, temperature, top_k, top_p, stop, pad, rows)
     return run(model, params, batch, rule, max_new)
@@ -89,14 +90,14 @@ def run(
     model: MultimodalLM, params: Mapping[str, Any], batch: Batch, rule: Rule, max_new: int
 ) -> tuple[jax.Array, jax.Array]:
     """`generate` with its settings in a Rule."""
-    return _generate(model, params, _ready(batch, max_new), rule, max_new)
+    return _generate(model, params, _ready(model, batch, max_new), rule, max_new)
 
 
 def stream(
     model: MultimodalLM, params: Mapping[str, Any], batch: Batch, rule: Rule, max_new: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """The tokens of `generate` one step at a time: (tokens int32 [B], done bool [B]) until all rows have ended."""
-    state = _begin(model, params, _ready(batch, max_new), rule, max_new)
+    state = _begin(model, params, _ready(model, batch, max_new), rule, max_new)
     while True:
         step, done = int(state.step), np.asarray(state.done)
         yield np.asarray(state.tokens[:, step - 1]), done
@@ -162,9 +163,10 @@ def choose(logits: jax.Array, rule: Rule, step: jax.Array) -> jax.Array:
     return jax.lax.cond(warm.any(), draw, lambda: likeliest)
 
 
-def _ready(batch: Batch, max_new: int) -> Batch:
+def _ready(model: MultimodalLM, batch: Batch, max_new: int) -> Batch:
     if max_new < 1:
         raise ValueError(f"max_new is {max_new}; nothing would be generated.")
+    check_positions(model, batch, max_new - 1)  # the last token is never read
     return pad_tokens(batch, bucket(batch.tokens.shape[1]))
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax.inference.program import bucket, pad_tokens
+from mmjax.inference.program import bucket, check_positions, pad_tokens
 from mmjax.model import MultimodalLM
 from mmjax.types import Batch
 
@@ -19,7 +19,11 @@ def log_likelihood(model: MultimodalLM, params: Mapping[str, Any], batch: Batch)
     """Sum of the log-probabilities of each row's targets, the tokens whose loss_weight is above 0; float32 [B].
 
     Vocabulary-sized logits are computed at the targets only.
+
+    Raises:
+      ValueError: more tokens than learned positions.
     """
+    check_positions(model, batch, 0)
     batch = pad_tokens(batch, bucket(batch.tokens.shape[1]))
     targets = np.asarray(batch.loss_weight) > 0
     targets[:, 0] = False  # nothing comes before the first token that could predict it

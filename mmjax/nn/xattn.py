@@ -14,8 +14,12 @@ class GatedCrossBlock(BlockShape):
     """x += tanh(g) xattn(norm(x), media); x += tanh(g') mlp(norm(x)). [B, T, D] -> [B, T, D].
 
     Both gates start at 0, so a fresh block changes no bit of what the language model computes (Flamingo,
-    section 2.2; open_flamingo/src/helpers.py).
+    section 2.2; open_flamingo/src/helpers.py; Idefics: norm 'rms', gated, activation 'silu').
+
+    gate: 'scalar', or 'vector' for one gate a dimension of x.
     """
+
+    gate: str
 
     @nn.compact
     def __call__(self, x, media, *, mask, kv=None):
@@ -25,7 +29,11 @@ class GatedCrossBlock(BlockShape):
             return Norm(self.norm, self.norm_eps, self.param_dtype, name=name)(x)
 
         def gate(name):
-            return jnp.tanh(self.param(name, nn.initializers.zeros, (), self.param_dtype)).astype(x.dtype)
+            return jnp.tanh(self.param(name, nn.initializers.zeros, shape, self.param_dtype)).astype(x.dtype)
+
+        if self.gate not in ("scalar", "vector"):
+            raise ValueError(f"gate: {self.gate!r} is neither 'scalar' nor 'vector'.")
+        shape = () if self.gate == "scalar" else x.shape[-1:]
 
         attention = Attention(**fields_of(self, Attention), name="attention")
         attended, kv = attention(norm("attention_norm"), media, mask=mask, kv=kv)

@@ -19,7 +19,7 @@ class Perceiver(nn.Module):
 
     Learned latents attend `depth` times to the features and themselves (keys and values of both), each time
     followed by a feed-forward (Flamingo, section 2.1; open_flamingo/src/helpers.py: norm 'layer', activation
-    'gelu'; Idefics: activation 'relu').
+    'gelu'; Idefics: activation 'relu', and qk_norm 'layer', a norm of queries and keys per head).
     """
 
     width: int
@@ -34,6 +34,7 @@ class Perceiver(nn.Module):
     project: bool
     dtype: Any
     param_dtype: Any
+    qk_norm: str = ""
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
@@ -51,7 +52,7 @@ class Perceiver(nn.Module):
                 head_dim=self.head_dim,
                 qkv_bias=False,
                 out_bias=False,
-                qk_norm="",
+                qk_norm=self.qk_norm,
                 qk_norm_whole=False,
                 norm_eps=self.norm_eps,
                 rope_theta=0.0,

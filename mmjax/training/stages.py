@@ -50,6 +50,9 @@ class Run:
     def data(self, spec: Mapping[str, Any], rows: int | None) -> Dataset:
         spans = self.model.tokens_per_medium()
         splice = self.model.fusion == "splice"
+        limit = self.model.backbone.max_positions
+        if limit and spec["length"] > limit:
+            raise ValueError(f"data.length: {spec['length']} tokens; model.backbone.max_positions is {limit}.")
         return make_dataset(
             spec,
             self.tokenizer,

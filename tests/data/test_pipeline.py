@@ -13,6 +13,7 @@ from mmjax.data.pipeline import make_dataset
 from mmjax.data.quarantine import TooManyBadRecords
 from mmjax.types import Batch
 
+NO_SLOTS = dict(slots=0, size=8, resize="stretch", max_pixels=100)
 RECORDS = [conversation(n, turns=1 + n % 3, pictures=n % 3, words=1 + n % 4) for n in range(23)]
 
 
@@ -275,6 +276,7 @@ def test_sources_with_their_own_template(path, tmp_path, sentencepiece):
         (dict(sources=dict(a=dict(path="x.json", root="", weight=1, augment="spin"))), "augment: 'spin'"),
         (dict(sources={}), "data.sources: there are none"),
         (dict(template="chatlm"), "did you mean 'chatml'"),
+        (dict(media=NO_SLOTS, splice=False), r"data\.media\.slots: is 0, and cross-attention wants 1"),
         (dict(too_long="drop"), "too_long: 'drop'"),
         (dict(sources=dict(a=dict(path="none.jsonl", root="", weight=1.0))), "data.sources.a.path: there is no"),
     ],

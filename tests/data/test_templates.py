@@ -12,6 +12,7 @@ from materials import SPECIALS, Words
 from mmjax.data.chat import MARK, Chat
 from mmjax.data.quarantine import BadRecord
 from mmjax.data.templates import TEMPLATES
+from mmjax.nn.masks import attention_mask, steps
 from mmjax.types import Sample, Turn
 
 TURNS = (
@@ -34,6 +35,10 @@ GOLDEN = {
     "vicuna_v1": [
         *("<s>", *VICUNA, I, I, "\n", "what", " is", " it", "?", " ASSISTANT", ":", "* a", "* cat", "*</s>"),
         *("USER", ":", " sure", "?", " ASSISTANT", ":", "* yes", "*</s>"),
+    ],
+    "paligemma": [
+        *(I, I, "<s>", "what", " is", " it", "?", "\n", "*a", "* cat", "*</s>"),
+        *("<s>", "sure", "?", "\n", "*yes", "*</s>"),
     ],
     "chatml": [
         *("<|im_start|>", "user", "\n", I, I, "\n", "what", " is", " it", "?", "<|im_end|>", "\n"),
@@ -96,6 +101,36 @@ def test_slots_and_visible_written_out(words):
     assert set(crossed.slot.tolist()) == {-1}
     blocks = Chat("plain", words, 2, True, bidirectional_images=True).encode(sample(*turns))
     assert blocks.causal.tolist() == [1, 1, 0, 1, 0, 1, 1]
+
+
+def test_a_prefix_is_one_block_and_the_reply_is_causal(words):
+    """Which token sees which, row by row: pictures and prompt all of the prompt, a reply what came before."""
+    turns = (Turn("user", "<image>\nwhat?"), Turn("assistant", "a cat"))
+    encoded = Chat("paligemma", words, 2, True).encode(sample(*turns))
+    names = [words.names[token] for token in encoded.tokens]
+    assert names == [I, I, "<s>", "what", "?", "\n", "a", " cat", "</s>"]
+    step = steps(encoded.causal[None])
+    segments = np.ones_like(step)
+    seen = attention_mask(step, segments, step, segments)[0]
+    rows = ["".join(".x"[int(s)] for s in row) for row in seen]
+    assert rows == ["xxxxxx...", *["xxxxxx..."] * 5, "xxxxxxx..", "xxxxxxxx.", "xxxxxxxxx"]
+    prompt = Chat("paligemma", words, 2, True).encode_prompt(turns[:1])
+    np.testing.assert_array_equal(prompt.causal, encoded.causal[:6])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("<image><image>what", [I, I, "<s>", "what", "\n"]),
+        ("<image>\n<image>\nwhat", [I, I, "<s>", "what", "\n"]),
+        ("what<image>", ["<s>", "what", I, "\n"]),
+        ("<image>", [I, "<s>", "\n"]),
+        ("what", ["<s>", "what", "\n"]),
+    ],
+)
+def test_text_opens_behind_the_first_pictures(words, text, expected):
+    encoded = Chat("paligemma", words, 1, True).encode_prompt([Turn("user", text)])
+    assert [words.names[token] for token in encoded.tokens] == expected
 
 
 def random_turns(rng):
@@ -214,6 +249,7 @@ def test_no_token_straddles_prompt_and_reply():
         ("plain", (), ("\n",)),
         ("vicuna_v1", (2,), ()),
         ("chatml", (5,), ()),
+        ("paligemma", (2,), ()),
         ("llama3", (8,), ()),
     ],
 )

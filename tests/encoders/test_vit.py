@@ -84,6 +84,17 @@ def test_the_last_layer_is_normed():
     np.testing.assert_allclose(got.std(-1), 2, atol=1e-3)
 
 
+def test_a_norm_for_the_pooled_feature_leaves_the_others_alone():
+    plain, normed, pooled = (
+        vit(variant="clip", depth=1, pool="all", final_norm=f) for f in (False, True, "pooled")
+    )
+    params = params_of(pooled)
+    bare = {name: leaf for name, leaf in params.items() if name != "norm_out"}
+    np.testing.assert_array_equal(features(pooled, params), features(plain, bare))
+    only = vit(variant="clip", depth=1, pool="cls", final_norm="pooled")
+    np.testing.assert_array_equal(features(only, params), features(normed, params)[:, :, :1])
+
+
 def test_the_class_token_is_dropped_and_yet_looked_at():
     encoder = vit(variant="clip")
     params = params_of(encoder)

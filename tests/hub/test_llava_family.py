@@ -7,6 +7,10 @@ import transformers
 from parity import TOLERANCE, VOCAB, assert_same_weights, batch_of, error, imported, logits, randomise, save
 
 from mmjax.convert import export_workdir
+from mmjax.hub.aside import listed
+from mmjax.hub.folder import HubFolder
+from mmjax.hub.llava import strategy_of
+from mmjax.hub.tensors import CheckpointError, SafetensorsFolder
 
 IMAGE, SIZE, SPAN = 7, 28, 4
 VISION = dict(
@@ -30,16 +34,22 @@ PARTS = {
     "clip-llama": ("clip_vision_model", "llama", "default"),
     "clip-mistral-full": ("clip_vision_model", "mistral", "full"),
     "clip-qwen2": ("clip_vision_model", "qwen2", "default"),
+    "siglip-qwen2": ("siglip_vision_model", "qwen2", "full", -1),
+    "dinov2-llama": ("dinov2", "llama", "default", 1),
+}
+ASIDE = {  # what no parameter stands for: SigLIP's head and its last norm, DINOv2's mask token
+    "siglip-qwen2": ("head", 11 + 2),
+    "dinov2-llama": ("mask_token", 1),
 }
 
 
-def tiny(vision, text, strategy):
+def tiny(vision, text, strategy, layer=-2):
     config = transformers.LlavaConfig(
         vision_config=dict(model_type=vision, **VISION),
         text_config=dict(model_type=text, **TEXT),
         image_token_index=IMAGE,
         vision_feature_select_strategy=strategy,
-        vision_feature_layer=-2,
+        vision_feature_layer=layer,
     )
     return randomise(transformers.LlavaForConditionalGeneration(config))
 
@@ -55,6 +65,10 @@ def test_logits_and_weights_of(name, tmp_path):
     model, params = imported(save(theirs, tmp_path / "hf"), tmp_path / "run")
     span = model.tokens_per_medium()["image"]
     assert span == SPAN + (name == "clip-mistral-full")
+    if name in ASIDE:
+        names = SafetensorsFolder(tmp_path / "run" / "hub" / "aside").specs
+        assert ASIDE[name][0] in listed(names)
+        assert len(names) == ASIDE[name][1]
 
     rng = np.random.default_rng(0)
     one, two, three = rng.integers(0, 256, (3, SIZE, SIZE, 3), np.uint8)
@@ -80,3 +94,15 @@ def test_logits_and_weights_of(name, tmp_path):
     back = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "back")
     assert_same_weights(theirs, back)
     assert torch.equal(theirs(torch.tensor([examples[1]])).logits, back(torch.tensor([examples[1]])).logits)
+
+
+def test_features_that_llava_has_not_are_refused(tmp_path):
+    tiny("siglip_vision_model", "llama", "default").save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="only 'full' is known for this encoder"):
+        HubFolder(tmp_path)
+    encoder = dict(type="encoders.vit.ViT", variant="clip-L/14", layer=-1, pool="none")
+    with pytest.raises(CheckpointError, match="set final_norm=False"):
+        strategy_of(encoder)
+    assert strategy_of(encoder | dict(final_norm=False)) == "default"
+    with pytest.raises(CheckpointError, match="pool='cls'"):
+        strategy_of(encoder | dict(layer=-2, pool="cls"))

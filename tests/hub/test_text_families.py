@@ -1,13 +1,17 @@
 """Text families: our logits are those of `transformers`, and so is every token of 32 generated greedily; weights
 survive the way there and back."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 import transformers
 from parity import TOLERANCE, VOCAB, assert_same_weights, batch_of, error, imported, logits, randomise, save
 
+from mmjax import tree
 from mmjax.convert import export_workdir
 from mmjax.inference.sample import generate
 
@@ -122,3 +126,32 @@ def test_there_and_back(pair):
     assert_same_weights(theirs, back)
     ids = torch.tensor(TEXTS[1:2])
     assert torch.equal(theirs(ids).logits, back(ids).logits)
+
+
+# Of a family: how older checkpoints call a tensor, and what they hold beside.
+OLDER = {
+    "llama-tied-biased": (r"$", "", {"lm_head.weight": (VOCAB, 32)}),
+    "phi": (r"$", "", {"model.layers.0.self_attn.rotary_emb.inv_freq": (2,)}),
+    "opt": (r"^model\.", "", {"lm_head.weight": (VOCAB, 32)}),
+    "neox": (
+        r"^embed_out\.",
+        "lm_head.",
+        {f"gpt_neox.layers.1.attention.{n}": (1,) for n in ("bias", "masked_bias")},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OLDER)
+def test_older_names(name, tmp_path):
+    cls, sizes = FAMILIES[name]
+    theirs = randomise(transformers.AutoModelForCausalLM.from_config(cls(**sizes), dtype=torch.float32))
+    _, params = imported(save(theirs, tmp_path / "hf"), tmp_path / "run")
+    pattern, replacement, beside = OLDER[name]
+    tensors = safetensors.numpy.load_file(tmp_path / "hf" / "model.safetensors")
+    old = {re.sub(pattern, replacement, key): value for key, value in tensors.items()}
+    old |= {key: np.zeros(shape, np.float32) for key, shape in beside.items()}
+    assert set(old) != set(tensors)
+    safetensors.numpy.save_file(old, tmp_path / "hf" / "model.safetensors")
+    _, again = imported(tmp_path / "hf", tmp_path / "again")
+    assert tree.flatten(again).keys() == tree.flatten(params).keys()
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, params, again)))

@@ -1,11 +1,14 @@
 """Sampling: equal to teacher forcing, row by row, exact filters, one program for all temperatures."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
-from tiny import LENGTHS, continued, forward_log_probs, prompts, row_of, tiny_model
+from tiny import LENGTHS, continued, forward_log_probs, prompts, random_params, row_of, tiny_model
 
 from mmjax.inference import sample
+from mmjax.inference.beam import beam
 from mmjax.inference.program import bucket, pad_tokens
 from mmjax.model import MultimodalLM
 
@@ -178,3 +181,17 @@ def test_bad_settings_are_refused(splice):
             run(model, params, batch, **{**GREEDY, **wrong})
     with pytest.raises(ValueError, match="do not fit"):
         pad_tokens(batch, 8)
+
+
+def test_no_more_tokens_than_learned_positions():
+    model, _ = tiny_model("splice")
+    model = dataclasses.replace(model, backbone=model.backbone.clone(max_positions=20))
+    params = random_params(jax.eval_shape(model.init, jax.random.key(0)), seed=0)
+    batch = prompts("splice", LENGTHS)  # of 14 tokens at most
+    assert run(model, params, batch, max_new=7, **GREEDY)[1].tolist() == [7, 7, 7, 0]
+    for refused in (
+        lambda: run(model, params, batch, max_new=8, **GREEDY),
+        lambda: beam(model, params, batch, beams=2, max_new=8, stop=[], pad=0, length_penalty=0.0),
+    ):
+        with pytest.raises(ValueError, match=r"21 positions; model.backbone.max_positions is 20"):
+            refused()

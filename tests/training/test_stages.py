@@ -142,6 +142,13 @@ def test_another_model_in_the_same_workdir_is_refused(data, whole):
         train(raw, whole)
 
 
+def test_rows_longer_than_learned_positions_are_refused(data, tmp_path):
+    raw = config(data)
+    raw["model"]["backbone"] |= dict(max_positions=40, rope_theta=0.0)
+    with pytest.raises(ValueError, match=r"data.length: 48 tokens; model.backbone.max_positions is 40"):
+        train(raw, tmp_path)
+
+
 def test_changed_data_is_noticed(data, tmp_path):
     raw = config(data)
     train(raw, tmp_path, only="pretrain")

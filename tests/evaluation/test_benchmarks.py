@@ -1,0 +1,64 @@
+"""The benchmarks' own arithmetic, on assistants whose answers are known: one that sees, and one that guesses."""
+
+import numpy as np
+import pytest
+
+from mmjax.data import corpora
+from mmjax.evaluation.benchmarks import captions, naming
+from mmjax.evaluation.scores import token_f1
+from mmjax.types import Sample, Turn
+
+NAMES = ["red apple", "lion", "cow face", "tree", "flag of Japan"]
+
+
+class Pictures:
+    """Named pictures, whose bytes are their names."""
+
+    def __len__(self):
+        return len(NAMES)
+
+    def __getitem__(self, i):
+        turns = (Turn("user", "<image>"), Turn("assistant", NAMES[i]))
+        return Sample(str(i), turns, (NAMES[i].encode(),))
+
+
+class Seeing:
+    """Reads a picture's name off its bytes."""
+
+    def generate(self, prompts, sampling):
+        assert all(prompt.turns[0].text == "<image>\nWhat is it?" for prompt in prompts)
+        return [prompt.images[0].decode().upper() + " " for prompt in prompts]
+
+    def score(self, prompt, candidates):
+        assert len(set(candidates)) == len(candidates) == 3
+        return np.array([name == prompt.images[0].decode() for name in candidates], np.float32)
+
+
+@pytest.fixture(autouse=True)
+def pictures(monkeypatch):
+    monkeypatch.setattr(corpora, "open_corpus", lambda path, data_dir: Pictures())
+
+
+def test_captions_of_one_who_sees():
+    found = captions.evaluate(
+        Seeing(), data_dir="", test="corpus:x/y/z", question="What is it?", limit=0, examples=2
+    )
+    assert found["exact"] == found["f1"] == 1 and found["shuffled_f1"] == 0 and found["count"] == 5
+    assert [example["reference"] for example in found["examples"]] == ["red apple", "cow face"]
+
+
+def test_naming_by_one_who_sees():
+    options = dict(data_dir="", test="corpus:x/y/z", question="What is it?", limit=4, choices=3)
+    found = naming.evaluate(Seeing(), **options)
+    assert found["accuracy"] == 1 and found["shuffled"] < 1 and found["count"] == 4
+    assert found["chance"] == pytest.approx(1 / 3)
+    with pytest.raises(ValueError, match="9 of 4 names"):
+        naming.evaluate(Seeing(), **options | dict(choices=9))
+
+
+@pytest.mark.parametrize(
+    "prediction, reference, score",
+    [("a red apple", "Red apple.", 0.8), ("apple apple", "apple", 2 / 3), ("", "apple", 0.0), ("x", "y", 0.0)],
+)
+def test_token_f1(prediction, reference, score):
+    assert token_f1(prediction, reference) == pytest.approx(score)
