@@ -207,7 +207,8 @@ class Assistant:
                 if _key(picture) not in loaded:
                     loaded[_key(picture)] = self.pixels(picture, f"{prompt.id}, picture {k}:")
         pictures = [[loaded[_key(picture)] for picture in prompt.images] for prompt in prompts]
-        return collate(encoded, pictures, rows, self.options.size)
+        batch = collate(encoded, pictures, rows, self.options.size)
+        return batch if self.model.encoders else batch.replace(media={})
 
     def _rule(self, sampling: Sampling, rows: Sequence[int]) -> sample.Rule:
         return sample.make_rule(
