@@ -107,7 +107,7 @@ def test_a_prefix_is_one_block_and_the_reply_is_causal(words):
     """Which token sees which, row by row: pictures and prompt all of the prompt, a reply what came before."""
     turns = (Turn("user", "<image>\nwhat?"), Turn("assistant", "a cat"))
     encoded = Chat("paligemma", words, 2, True).encode(sample(*turns))
-    names = [words.names[token] for token in encoded.tokens]
+    names = [words.words[token] for token in encoded.tokens]
     assert names == [I, I, "<s>", "what", "?", "\n", "a", " cat", "</s>"]
     step = steps(encoded.causal[None])
     segments = np.ones_like(step)
@@ -130,7 +130,7 @@ def test_a_prefix_is_one_block_and_the_reply_is_causal(words):
 )
 def test_text_opens_behind_the_first_pictures(words, text, expected):
     encoded = Chat("paligemma", words, 1, True).encode_prompt([Turn("user", text)])
-    assert [words.names[token] for token in encoded.tokens] == expected
+    assert [words.words[token] for token in encoded.tokens] == expected
 
 
 def random_turns(rng):
