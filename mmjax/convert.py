@@ -1,9 +1,10 @@
-"""`mmjax convert`: a Hugging Face folder to a workdir that trains, generates and chats; and a workdir back."""
+"""`mmjax convert`: a Hugging Face folder or GGUF file to a workdir that trains, generates and chats; and back."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,19 @@ from mmjax.hub.aside import KEPT, Origin, aside, find_origin, keep, listed
 from mmjax.hub.card import model_card
 from mmjax.hub.family import FAMILIES, Family, config_of, family, find_family
 from mmjax.hub.folder import HubFolder, read_json
+from mmjax.hub.gguf_model import GGUFModel
 from mmjax.hub.load import WEIGHTS, specs_of
+from mmjax.hub.packaged import packaged
 from mmjax.hub.preprocess import media_keys, pixel_keys, read_preprocessor
 from mmjax.hub.table import Move, check, moves, rows_under, theirs_specs, to_ours, to_theirs
 from mmjax.hub.tensors import CheckpointError, SafetensorsFolder, SafetensorsWriter, Spec, Tensors
+from mmjax.hub.tokenizer import template_of, tokenizer_section
 from mmjax.nn.linear import merge_lora
 from mmjax.training.checkpoint import Checkpoints
 from mmjax.training.stages import trained_parameters
 from mmjax.workdir import load_config, save_config
 
-KEPT_FILES = ("*.json", "*.jinja", "tokenizer.model", "*.txt")
+Checkpoint = HubFolder | GGUFModel
 CONFIG = '''"""Made by `mmjax convert` from {source}.
 
     mmjax train --config {folder}/config.py --config.sft.data.sources.main.path=MY.jsonl --workdir {folder}
@@ -49,45 +53,46 @@ def convert(source: str | Path, target: str | Path, model_type: str = "") -> Non
     """Converts whichever way `source` asks for: a workdir to a Hugging Face folder, such a folder to a workdir.
 
     Args:
+      source: a workdir, a Hugging Face folder, a GGUF file, or the name of a packaged model (hub/packaged.py).
       model_type: the family to write, where the workdir did not come from one.
 
     Raises:
       CheckpointError: what `source` holds cannot be converted, and why.
     """
+    if not Path(source).exists():
+        source = packaged(str(source)) or source
     source, target = Path(source).expanduser(), Path(target).expanduser()
     if target.exists() and any(target.iterdir()):
         raise CheckpointError(f"{target}: is not empty; give a new folder.")
-    if "stages" in read_json(source / "config.json"):
+    if source.suffix != ".gguf" and "stages" in read_json(source / "config.json"):
         export_workdir(source, target, model_type)
     else:
         import_folder(source, target)
 
 
 def import_folder(source: Path, target: Path) -> None:
-    """A Hugging Face folder to a workdir, one tensor at a time."""
-    folder = HubFolder(source)
+    """A Hugging Face folder, or a GGUF file, to a workdir, one tensor at a time."""
+    folder = GGUFModel(source) if source.suffix == ".gguf" else HubFolder(source)
     section = model_section(folder)
-    raw = workdir_config(folder, section, target)
-    shapes = parameter_shapes(read_config(raw))
-    part = f"{folder.family.part}/" if folder.family.part else ""
-    plan = moves(rows_under(part, "", folder.family.rows(folder.spec)), shapes)
-    check(plan, shapes, folder.tensors.specs, folder.family.ignored + folder.family.aside, str(source))
-    # Weights keep the dtype they came in.
-    dtypes = {path: folder.tensors.specs[move.theirs[0]].dtype for move in plan for path in move.ours}
-    specs = {path: Spec(spec.shape, dtypes[path]) for path, spec in specs_of(shapes).items()}
-    with SafetensorsWriter(target / WEIGHTS, specs) as writer:
-        for move in _progress(plan, "import"):
-            for path, array in to_ours(move, folder.tensors):
-                writer.put(path, array, move.index)
-    kept = target / KEPT
-    kept.mkdir()
+    with tempfile.TemporaryDirectory() as scratch:
+        beside = Path(scratch) / KEPT
+        folder.keep(beside)
+        raw = workdir_config(folder, section, beside, target)
+        shapes = parameter_shapes(read_config(raw))
+        part = f"{folder.family.part}/" if folder.family.part else ""
+        plan = moves(rows_under(part, "", folder.family.rows(folder.spec)), shapes)
+        check(plan, shapes, folder.tensors.specs, folder.family.ignored + folder.family.aside, str(source))
+        # Weights keep the dtype they came in.
+        dtypes = {path: folder.tensors.specs[move.theirs[0]].dtype for move in plan for path in move.ours}
+        specs = {path: Spec(spec.shape, dtypes[path]) for path, spec in specs_of(shapes).items()}
+        with SafetensorsWriter(target / WEIGHTS, specs) as writer:
+            for move in _progress(plan, "import"):
+                for path, array in to_ours(move, folder.tensors):
+                    writer.put(path, array, move.index)
+        shutil.copytree(beside, target / KEPT)
     if left := aside(folder.family, {name for move in plan for name in move.theirs}, folder.tensors.specs):
         keep(folder.tensors, left, target)
         logging.info("%s: kept aside, no parameter stands for them: %s.", source, listed(left))
-    for pattern in KEPT_FILES:
-        for file in source.glob(pattern):
-            if not file.name.endswith(".index.json"):
-                shutil.copyfile(file, kept / file.name)
     save_config(raw, target)
     (target / "config.py").write_text(CONFIG.format(source=source.name, folder=target))
 
@@ -148,7 +153,7 @@ def write_folder(
     return specs | rest
 
 
-def model_section(folder: HubFolder) -> dict[str, Any]:
+def model_section(folder: Checkpoint) -> dict[str, Any]:
     """The `model` section of a config for a folder's model."""
     if folder.family.part == "":
         for encoder in folder.spec["encoders"].values():
@@ -162,14 +167,15 @@ def model_section(folder: HubFolder) -> dict[str, Any]:
     )
 
 
-def workdir_config(folder: HubFolder, section: Mapping[str, Any], target: Path) -> dict[str, Any]:
-    """A config that talks with the model as it is, and trains all of it on `sft.data.sources.main.path`."""
+def workdir_config(folder: Checkpoint, section: Mapping[str, Any], beside: Path, target: Path) -> dict[str, Any]:
+    """A config that talks with the model as it is, and trains all of it on `sft.data.sources.main.path`.
+    beside: holds the files that came with the weights; `target` will have them in KEPT."""
     longest = folder.config.get("max_position_embeddings")
     return dict(
         seed=0,
         data_dir="data",
         model=section,
-        tokenizer=tokenizer_section(folder, target),
+        tokenizer=tokenizer_section(beside, target / KEPT),
         stages=["sft"],
         sft=dict(
             data=dict(
@@ -177,7 +183,7 @@ def workdir_config(folder: HubFolder, section: Mapping[str, Any], target: Path) 
                 length=4096 if folder.family.views else min(longest or 2048, 2048),
                 pack=True,
                 too_long="truncate",
-                template=folder.family.template or "bare",
+                template=folder.family.template or template_of(beside),
                 bidirectional_images=False,
                 media=media_section(folder, section),
                 sources=dict(main=dict(path="", root="", weight=1.0)),
@@ -222,26 +228,13 @@ def workdir_config(folder: HubFolder, section: Mapping[str, Any], target: Path) 
     )
 
 
-def media_section(folder: HubFolder, section: Mapping[str, Any]) -> dict[str, Any]:
+def media_section(folder: Checkpoint, section: Mapping[str, Any]) -> dict[str, Any]:
     """The `data.media` section for a folder's model."""
     media = dict(slots=0, size=224, resize="stretch", max_pixels=64_000_000)
     if "image" in section["encoders"]:
         media |= dict(slots=16 if folder.family.views else 4)
         media |= media_keys(folder, section["encoders"]["image"], read_preprocessor(folder))
     return media
-
-
-def tokenizer_section(folder: HubFolder, target: Path) -> dict[str, Any]:
-    """The `tokenizer` section for a folder's tokenizer.json or tokenizer.model."""
-    kept = target / KEPT
-    if (folder.path / "tokenizer.json").exists():
-        file = folder.path / "tokenizer_config.json"
-        settings = read_json(file) if file.exists() else {}
-        roles = {role: _content(settings.get(f"{role}_token")) for role in ("bos", "eos", "pad")}
-        return dict(type="data.tokenizer.HFTokenizer", path=str(kept / "tokenizer.json"), **roles)
-    if (folder.path / "tokenizer.model").exists():
-        return dict(type="data.tokenizer.SentencePiece", path=str(kept / "tokenizer.model"))
-    raise CheckpointError(f"{folder.path}: has neither tokenizer.json nor tokenizer.model.")
 
 
 def parameter_shapes(config: Config) -> dict[str, Any]:
@@ -288,10 +281,6 @@ def _over(before: Mapping[str, Any], new: Mapping[str, Any], leave: Collection[s
             inside = before.get(key) if isinstance(before.get(key), Mapping) else {}
             merged[key] = _over(inside, value, leave) if isinstance(value, Mapping) else value
     return merged
-
-
-def _content(token: Any) -> str | None:
-    return token["content"] if isinstance(token, Mapping) else token
 
 
 def _progress(plan: list[Move], what: str) -> Iterable[Move]:

@@ -15,9 +15,10 @@ from itertools import accumulate, dropwhile
 
 import numpy as np
 
+from mmjax.data.jinja import JinjaTemplate
 from mmjax.data.patches import mrope_positions
 from mmjax.data.quarantine import BadRecord
-from mmjax.data.templates import find_template
+from mmjax.data.templates import Template, open_template
 from mmjax.data.tokenizer import Tokenizer
 from mmjax.data.views import Layout, Token
 from mmjax.types import Sample, Turn
@@ -84,22 +85,28 @@ class Chat:
     ):
         """
         Args:
-          template: a name in templates.TEMPLATES.
+          template: a name in templates.TEMPLATES, or one in Jinja: 'file:PATH' or 'jinja:SOURCE'.
           span: number of projected tokens of a medium; a picture takes as many in the text, unless a Layout says
             otherwise.
           splice: whether projected features replace these tokens (slot = medium * span + k), or the text only
             marks the place and looks at the picture by cross-attention (slot = -1).
           bidirectional_images: whether the tokens of a picture, of each stretch of it between special tokens, see
             one another.
-          image_token: name of the token that stands where projected ones come; wanted once there is a picture.
+          image_token: name of the token that stands where projected ones come, where the tokenizer names none
+            itself; wanted once there is a picture.
 
         Raises:
           ValueError: no such template, or the tokenizer lacks a token that it needs.
         """
-        self.template = find_template(template)
         self.tokenizer, self.span, self.splice = tokenizer, span, splice
         self.bidirectional_images = bidirectional_images
-        self._image_token = image_token
+        self._image_token = tokenizer.names.get("image_token", image_token)
+        opened = open_template(template)
+        self.template, self.jinja = (opened, None) if isinstance(opened, Template) else (Template(""), None)
+        if isinstance(opened, str):
+            self.jinja = JinjaTemplate(
+                opened, tokenizer.names, tokenizer.special_tokens(), self._image_token, MARK
+            )
         self._names = {"{bos}": tokenizer.bos, "{eos}": tokenizer.eos}
         self._names |= {name: tokenizer.special(name) for name in self.template.specials}
         self._split = re.compile("(" + "|".join(map(re.escape, self._names)) + ")")
@@ -114,13 +121,22 @@ class Chat:
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """Tokens that end a reply."""
-        ends = self._marked(self.template.reply_close, 1.0)
-        return tuple(piece.content for piece in ends if isinstance(piece.content, int))
+        eos = (self.tokenizer.eos,) if self.jinja and self.tokenizer.eos is not None else ()
+        return tuple(dict.fromkeys((*self._close_ids, *eos, *self.tokenizer.stops)))
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
         """Texts that end a reply, where the template has no token for that."""
-        return () if self.stop_ids else (self.template.reply_close,)
+        close = self.jinja.close if self.jinja else self.template.reply_close
+        return () if self._close_ids or not close else (close,)
+
+    @property
+    def _close_ids(self) -> tuple[int, ...]:
+        """The tokens by which the template ends a reply."""
+        if self.jinja:
+            return self.jinja.close_ids
+        ends = self._marked(self.template.reply_close, 1.0)
+        return tuple(piece.content for piece in ends if isinstance(piece.content, int))
 
     def encode(self, sample: Sample, layouts: Sequence[Layout] = ()) -> Encoded:
         """One training example.
@@ -133,9 +149,10 @@ class Chat:
         """
         try:
             _check(sample)
+            pieces = self._pieces(sample.turns)
         except ValueError as error:
             raise BadRecord(sample.id, str(error)) from error
-        return self._render(self._pieces(sample.turns), layouts)
+        return self._render(pieces, layouts)
 
     def encode_prompt(self, turns: Sequence[Turn], layouts: Sequence[Layout] = ()) -> Encoded:
         """The conversation so far, up to where the assistant's reply begins: a prefix of what training saw.
@@ -144,10 +161,12 @@ class Chat:
           layouts: as for `encode`.
 
         Raises:
-          ValueError: an unknown role.
+          ValueError: an unknown role, or the template takes no such conversation.
         """
         for turn in turns:
             _check_role(turn.role)
+        if self.jinja:
+            return self._render(_pieces_of(self.jinja.stretches(turns, generate=True)), layouts)
         opening = self._marked(self.template.assistant_open, 0.0)
         return self._render([*self._pieces(turns), *opening], layouts)
 
@@ -173,6 +192,8 @@ class Chat:
 
     def _pieces(self, turns: Iterable[Turn]) -> list[Piece]:
         """The conversation as pieces in order."""
+        if self.jinja:
+            return _pieces_of(self.jinja.stretches(list(turns), generate=False))
         t, turns = self.template, list(turns)
         if t.prompt_text and t.system and not any(turn.role == "system" for turn in turns):
             turns.insert(0, Turn("system", t.system))
@@ -220,7 +241,8 @@ class Chat:
 
         def flush() -> None:
             if pending:
-                opens = not ids or (len(ids) == 1 and ids[0] == self.tokenizer.bos)
+                # Behind a bos, the first word is written as in a text of its own; a template in Jinja is one text.
+                opens = not ids or (not self.jinja and len(ids) == 1 and ids[0] == self.tokenizer.bos)
                 write(*self._encode_text(pending, opens))
                 pending.clear()
 
@@ -292,6 +314,10 @@ class Chat:
             prompt = loss_weight == 0
             causal[1:][prompt[1:] & prompt[:-1]] = 0
         return Encoded(tokens, loss_weight, causal, slot, visible, positions, spans)
+
+
+def _pieces_of(stretches: Iterable[tuple[str | int | None, float]]) -> list[Piece]:
+    return [Piece(_PICTURE if content is None else content, weight) for content, weight in stretches]
 
 
 def _typed(text: str, weight: float) -> list[Piece]:

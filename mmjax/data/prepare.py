@@ -11,7 +11,7 @@ from mmjax.data.chat import MARK
 from mmjax.data.quarantine import BadRecord
 from mmjax.data.sources import open_source
 from mmjax.data.spec import read_spec
-from mmjax.data.templates import Template, find_template
+from mmjax.data.templates import Template, open_template
 
 
 def prepare(spec: Mapping[str, Any], data_dir: str) -> None:
@@ -24,7 +24,7 @@ def texts(spec: Mapping[str, Any], data_dir: str) -> Iterator[str]:
     that a template puts before each turn is worth a token of its own."""
     checked = read_spec(spec)
     for part in checked.sources.values():
-        template = find_template(part.template or checked.template)
+        template = open_template(part.template or checked.template)
         around = {role: _around(template, role) for role in ("system", "user", "assistant")}
         source = open_source(part.path, part.root, data_dir)
         for index in range(len(source)):
@@ -37,8 +37,10 @@ def texts(spec: Mapping[str, Any], data_dir: str) -> Iterator[str]:
                 yield before + turn.text.replace(MARK, "") + after
 
 
-def _around(template: Template, role: str) -> tuple[str, str]:
-    """A template's text before and after a turn."""
+def _around(template: Template | str, role: str) -> tuple[str, str]:
+    """A template's text before and after a turn; of one in Jinja nothing, since it comes with its tokenizer."""
+    if isinstance(template, str):
+        return "", ""
     if role == "assistant":
         strings = (template.assistant_open + template.reply_open, template.reply_close + template.after_reply)
     elif not template.prompt_text:

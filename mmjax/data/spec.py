@@ -8,7 +8,7 @@ from typing import Any
 
 from mmjax.build import build, suggest
 from mmjax.data.image import ImageOptions
-from mmjax.data.templates import find_template
+from mmjax.data.templates import open_template
 from mmjax.data.views import Views
 
 AUGMENT = ("", "dihedral")
@@ -36,7 +36,7 @@ class SourceSpec:
         if self.weight < 0:
             raise ValueError(f"weight: {self.weight} is below 0.")
         if self.template:
-            find_template(self.template)
+            open_template(self.template)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +72,9 @@ class MediaSpec:
 @dataclasses.dataclass(frozen=True)
 class DataSpec:
     """length: tokens of a row. pack: several examples a row, or one. too_long: 'truncate' or 'refuse' what is
-    longer than a row. max_refused: share of a source's records that may be refused before the run stops.
-    workers: processes that load rows, 0 for none. threads: threads in each of them."""
+    longer than a row. template: a name, 'file:PATH' or 'jinja:SOURCE' (templates.py). max_refused: share of a
+    source's records that may be refused before the run stops. workers: processes that load rows, 0 for none.
+    threads: threads in each of them."""
 
     length: int
     pack: bool
@@ -88,7 +89,7 @@ class DataSpec:
 
     def __post_init__(self):
         _one_of("too_long", self.too_long, TOO_LONG)
-        find_template(self.template)
+        open_template(self.template)
         if not self.sources:
             raise ValueError("sources: there are none.")
         if self.length < 1 or self.threads < 1 or self.workers < 0:

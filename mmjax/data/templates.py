@@ -1,8 +1,12 @@
-"""Chat templates: how each model family writes a conversation down. A template is data."""
+"""Chat templates: how each model family writes a conversation down. A template is data.
+
+Those here have names; checkpoints bring theirs in Jinja (jinja.py).
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 from mmjax.build import suggest
 
@@ -88,3 +92,20 @@ def find_template(name: str) -> Template:
     if name not in TEMPLATES:
         raise ValueError(f"template: there is no {name!r}" + suggest(name, TEMPLATES))
     return TEMPLATES[name]
+
+
+def open_template(name: str) -> Template | str:
+    """A template by its name; or the source of a Jinja template: 'file:PATH', or 'jinja:' and the source itself.
+
+    Raises:
+      ValueError: there is none, and what would be.
+    """
+    kind, _, rest = name.partition(":")
+    if kind == "jinja":
+        return rest
+    if kind == "file":
+        try:
+            return Path(rest).expanduser().read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"template: {rest} cannot be read: {error}") from error
+    return find_template(name)

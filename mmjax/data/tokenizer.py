@@ -11,7 +11,7 @@ import io
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -25,12 +25,16 @@ CONTROL = ("<image>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<s>", "</s>")
 
 
 class Tokenizer(Protocol):
-    """What chat.py and generation need of a tokenizer. `bos`, `eos` and `pad` are ids, or None."""
+    """What chat.py and generation need of a tokenizer. `bos`, `eos` and `pad` are ids, or None: `bos` is what
+    texts begin with. stops: ids that end a reply whatever the template. names: what Jinja templates call tokens,
+    'bos_token' -> '<s>'."""
 
     vocab_size: int
     bos: int | None
     eos: int | None
     pad: int | None
+    stops: Sequence[int]
+    names: Mapping[str, str]
 
     def encode(self, text: str, start: bool = True) -> tuple[list[int], list[int]]:
         """(ids, ends): ends[i] is the offset, in characters, behind the last character token i helps to spell.
@@ -43,6 +47,9 @@ class Tokenizer(Protocol):
 
     def special(self, name: str) -> int:
         """The id of a special token. Raises ValueError if there is none of this name."""
+
+    def special_tokens(self) -> Mapping[str, tuple[int, bool, bool]]:
+        """name -> (id, whether it takes the space before it, and behind it)."""
 
 
 def _plain_text(
@@ -88,12 +95,19 @@ class _FromBytes:
             raise ValueError(message + suggest(name, self._specials))
         return self._specials[name]
 
+    def special_tokens(self) -> Mapping[str, tuple[int, bool, bool]]:
+        return {name: (i, False, False) for name, i in self._specials.items()}
+
 
 class SentencePiece(_FromBytes):
     """A sentencepiece model file."""
 
-    def __init__(self, path: str | os.PathLike[str]):
+    def __init__(
+        self, path: str | os.PathLike[str], stops: Sequence[int] = (), names: Mapping[str, str] | None = None
+    ):
+        """path: the model. stops, names: as of Tokenizer."""
         super().__init__(path)
+        self.stops, self.names = tuple(stops), dict(names or {})
         model = self._model
         self.vocab_size = model.vocab_size()
         self.bos, self.eos, self.pad = (
@@ -137,16 +151,23 @@ class HFTokenizer(_FromBytes):
         eos: str | None = None,
         pad: str | None = None,
         extra: Sequence[str] = (),
+        stops: Sequence[int] = (),
+        names: Mapping[str, str] | None = None,
     ):
         """
         Args:
           path: the `tokenizer.json`.
           bos, eos, pad: names of the tokens with these roles, None where the model has none.
           extra: special tokens to add behind the vocabulary, such as '<image>' for a text-only tokenizer.
+          stops, names: as of Tokenizer.
         """
         super().__init__(path)
+        self.stops, self.names = tuple(stops), dict(names or {})
+        named = (bos, eos, pad, *self.names.values())
+        self._control = frozenset({*CONTROL, *(name for name in named if name)})
         self._extra = tuple(extra)
         added = self._model.get_added_tokens_decoder()
+        self._stripping = {token.content: (token.lstrip, token.rstrip) for token in added.values()}
         self._specials = {token.content: i for i, token in added.items() if token.special}
         self.vocab_size = self._model.get_vocab_size() - 1  # without _BEFORE, which was added last
         model = json.loads(self._bytes)["model"]
@@ -158,10 +179,13 @@ class HFTokenizer(_FromBytes):
     def _model(self) -> tokenizers.Tokenizer:
         spec = json.loads(self._bytes)
         for token in spec["added_tokens"]:
-            token["special"] |= token["content"] in CONTROL
+            token["special"] |= token["content"] in self._control
         model = tokenizers.Tokenizer.from_str(json.dumps(spec))
         model.no_padding()
         model.no_truncation()
+        there = {token["content"] for token in spec["added_tokens"]}
+        roles = sorted(self._control - there - set(CONTROL))
+        model.add_special_tokens([name for name in roles if model.token_to_id(name) is not None])
         model.add_special_tokens(list(self._extra))
         model.add_tokens([tokenizers.AddedToken(self._BEFORE, normalized=False)])
         return model
@@ -175,6 +199,9 @@ class HFTokenizer(_FromBytes):
     def encode(self, text: str, start: bool = True) -> tuple[list[int], list[int]]:
         text = text.replace(self._BEFORE, "\ufffd")
         return _plain_text(self._encode, text, start, self._forbidden)
+
+    def special_tokens(self) -> Mapping[str, tuple[int, bool, bool]]:
+        return {name: (i, *self._stripping[name]) for name, i in self._specials.items()}
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._model.decode([int(i) for i in ids], skip_special_tokens=True)

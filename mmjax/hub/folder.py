@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import numpy as np
 
 from mmjax.hub.family import Family, find_family
 from mmjax.hub.tensors import CheckpointError, SafetensorsFolder, Spec
+
+KEPT_FILES = ("*.json", "*.jinja", "tokenizer.model", "*.txt")
 
 
 class Renamed:
@@ -47,6 +50,14 @@ class HubFolder:
         except KeyError as error:
             raise CheckpointError(f"{self.path / 'config.json'}: has no key {error}.") from error
         self.tensors = Renamed(SafetensorsFolder(self.path), self.family.renames)
+
+    def keep(self, folder: Path) -> None:
+        """Copies what lies beside the weights: config, tokenizer, templates."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for pattern in KEPT_FILES:
+            for file in self.path.glob(pattern):
+                if not file.name.endswith(".index.json"):
+                    shutil.copyfile(file, folder / file.name)
 
 
 def read_json(file: Path) -> dict[str, Any]:

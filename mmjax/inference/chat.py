@@ -217,7 +217,8 @@ class Assistant:
                     image = load_rgb(picture, self.views, f"{prompt.id}, picture {k}:")
                     loaded[_key(picture)] = self.views.cut(image)
         pictures = [[loaded[_key(picture)] for picture in prompt.images] for prompt in prompts]
-        return collate(encoded, pictures, rows, self.views)
+        batch = collate(encoded, pictures, rows, self.views)
+        return batch if self.model.encoders else batch.replace(media={})
 
     def _rule(self, sampling: Sampling, rows: Sequence[int]) -> sample.Rule:
         return sample.make_rule(

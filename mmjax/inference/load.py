@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import jax
+
 from mmjax.config import Config, Stage, build_model
 from mmjax.data.pipeline import make_chat
 from mmjax.data.spec import read_spec
+from mmjax.hub.load import load_parts
 from mmjax.inference.chat import Assistant, Sampling
 from mmjax.nn.linear import merge_lora
+from mmjax.sharding import make_mesh, shard_tree
 from mmjax.training.checkpoint import Checkpoints
 from mmjax.training.stages import trained_parameters
 from mmjax.workdir import keep_tokenizer, load_config
@@ -17,18 +21,24 @@ BATCH = 64  # prompts answered at once
 
 
 def load(workdir: str | Path, stage: str | None = None) -> Assistant:
-    """The model that a workdir has trained, at the newest step of its last stage, or of `stage`.
+    """The model that a workdir has trained, at the newest step of its last stage, or of `stage`; where none is
+    trained yet, what its `load` names, if that is the whole model.
 
     Raises:
       FileNotFoundError: no run there, or no checkpoint yet.
+      CheckpointError: what `load` names cannot be loaded.
     """
     workdir = Path(workdir)
     config = load_config(workdir)
     chosen = config.stage(stage) if stage else _last_trained(config, workdir)
     tokenizer = keep_tokenizer(config.tokenizer, workdir)
     model = build_model(config, tokenizer.vocab_size)
-    with Checkpoints(workdir / chosen.name / "checkpoints", keep=config.keep) as checkpoints:
-        params = merge_lora(trained_parameters(checkpoints))
+    if stage or _is_trained(chosen, workdir):
+        with Checkpoints(workdir / chosen.name / "checkpoints", keep=config.keep) as checkpoints:
+            params = merge_lora(trained_parameters(checkpoints))
+    else:
+        shapes = jax.eval_shape(model.init, jax.random.key(0))
+        params = load_parts(config.load, shapes, shard_tree(shapes, make_mesh({"data": 1})))
     data = read_spec(chosen.data)
     splice = model.fusion == "splice"
     span = model.tokens_per_medium().get("image", 1) if splice else 1
@@ -38,8 +48,15 @@ def load(workdir: str | Path, stage: str | None = None) -> Assistant:
     return Assistant(model, params, chat, views, length=data.length, batch=BATCH, sampling=sampling)
 
 
+def _is_trained(stage: Stage, workdir: Path) -> bool:
+    return (workdir / stage.name / "checkpoints").exists()
+
+
 def _last_trained(config: Config, workdir: Path) -> Stage:
+    """The last stage with a checkpoint; where none has one, the last stage, if `load` names a whole model."""
     for stage in reversed(config.stages):
-        if (workdir / stage.name / "checkpoints").exists():
+        if _is_trained(stage, workdir):
             return stage
+    if [part for part, _ in config.load] == [""]:
+        return config.stages[-1]
     raise FileNotFoundError(f"{workdir}: no stage has a checkpoint yet; `mmjax train` makes them.")

@@ -37,7 +37,8 @@ def chat_loop(assistant: Assistant, input: Callable = input, output: Callable = 
       output: called like `print`, with `end` and `flush`.
     """
     terminal = _Terminal(assistant, output)
-    output("Ask about a picture: /image PATH, then a question. /help tells more.")
+    seeing = "Ask about a picture: /image PATH, then a question."
+    output(f"{seeing if assistant.model.encoders else 'Ask a question.'} /help tells more.")
     while True:
         try:
             line = input("> ").strip()

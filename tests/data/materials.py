@@ -31,21 +31,25 @@ class Words:
 
     def __init__(self, pattern=r" ?\w+|."):
         self.pattern = pattern
-        self.names = ["<pad>", "<s>", "</s>", *SPECIALS]
+        self.words = ["<pad>", "<s>", "</s>", *SPECIALS]
         self.pad, self.bos, self.eos, self.vocab_size = 0, 1, 2, 1000
+        self.stops, self.names = (), {"bos_token": "<s>", "eos_token": "</s>"}
 
     def encode(self, text, start=True):
         found = list(re.finditer(self.pattern, text, re.DOTALL))
         for word in found:
-            if word[0] not in self.names:
-                self.names.append(word[0])
-        return [self.names.index(word[0]) for word in found], [word.end() for word in found]
+            if word[0] not in self.words:
+                self.words.append(word[0])
+        return [self.words.index(word[0]) for word in found], [word.end() for word in found]
 
     def decode(self, ids):
-        return "".join(self.names[i] for i in ids if i > 8)
+        return "".join(self.words[i] for i in ids if i > 8)
 
     def special(self, name):
-        return self.names.index(name)
+        return self.words.index(name)
+
+    def special_tokens(self):
+        return {name: (i, False, False) for i, name in enumerate(self.words[:9])}
 
 
 def make_hf(path, style):

@@ -66,7 +66,7 @@ def test_golden(template):
     words = Words()
     encoded = Chat(template, words, span=2, splice=True).encode(sample(*TURNS))
     marks = np.where(encoded.loss_weight > 0, "*", "")
-    got = [mark + words.names[token] for mark, token in zip(marks, encoded.tokens, strict=True)]
+    got = [mark + words.words[token] for mark, token in zip(marks, encoded.tokens, strict=True)]
     assert got == GOLDEN[template]
     assert set(encoded.loss_weight.tolist()) == {0.0, 1.0}
 
@@ -85,7 +85,7 @@ def test_system_turn_replaces_the_templates_own(words):
     text = words.decode(Chat("vicuna_v1", words, 1, True).encode(sample(*turns)).tokens)
     assert text == "be brief USER: hi ASSISTANT: yo"
     encoded = Chat("chatml", words, 1, True).encode(sample(*turns))
-    assert [words.names[t] for t in encoded.tokens[:4]] == ["<|im_start|>", "system", "\n", "be"]
+    assert [words.words[t] for t in encoded.tokens[:4]] == ["<|im_start|>", "system", "\n", "be"]
 
 
 def test_slots_and_visible_written_out(words):
@@ -107,7 +107,7 @@ def test_a_prefix_is_one_block_and_the_reply_is_causal(words):
     """Which token sees which, row by row: pictures and prompt all of the prompt, a reply what came before."""
     turns = (Turn("user", "<image>\nwhat?"), Turn("assistant", "a cat"))
     encoded = Chat("paligemma", words, 2, True).encode(sample(*turns))
-    names = [words.names[token] for token in encoded.tokens]
+    names = [words.words[token] for token in encoded.tokens]
     assert names == [I, I, "<s>", "what", "?", "\n", "a", " cat", "</s>"]
     step = steps(encoded.causal[None])
     segments = np.ones_like(step)
@@ -130,7 +130,7 @@ def test_a_prefix_is_one_block_and_the_reply_is_causal(words):
 )
 def test_text_opens_behind_the_first_pictures(words, text, expected):
     encoded = Chat("paligemma", words, 1, True).encode_prompt([Turn("user", text)])
-    assert [words.names[token] for token in encoded.tokens] == expected
+    assert [words.words[token] for token in encoded.tokens] == expected
 
 
 def random_turns(rng):
@@ -237,7 +237,7 @@ def test_no_token_straddles_prompt_and_reply():
     words = Words(r"\n\w+| ?\w+|.")
     chat = Chat("chatml", words, 1, True)
     encoded = chat.encode(sample(*TURNS))
-    names = [words.names[token] for token in encoded.tokens]
+    names = [words.words[token] for token in encoded.tokens]
     assert names[:8] == ["<|im_start|>", "user", "\n", I, "\nwhat", " is", " it", "?"]
     assert names[10:16] == ["<|im_start|>", "assistant", "\n", "a", " cat", "<|im_end|>"]
     assert encoded.loss_weight[10:16].tolist() == [0, 0, 0, 1, 1, 1]

@@ -141,6 +141,7 @@ class Letters:
     specials = {"<image>": 3, "<|im_start|>": 4, "<|im_end|>": 5}
     bos, eos, pad, first = 1, 2, 0, 6
     vocab_size = first + len(letters)
+    stops, names = (), {}
 
     def encode(self, text, start=True):
         return [self.first + self.letters.index(letter) for letter in text], list(range(1, len(text) + 1))
@@ -150,6 +151,9 @@ class Letters:
 
     def special(self, name):
         return self.specials[name]
+
+    def special_tokens(self):
+        return {name: (i, False, False) for name, i in self.specials.items()}
 
 
 def tiny_assistant(fusion="splice", length=192, batch=4, **sampling):

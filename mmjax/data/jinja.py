@@ -1,0 +1,206 @@
+"""Chat templates in Jinja, as checkpoints bring them: a conversation to texts, special tokens and pictures.
+
+The template sees the turns' real texts, with marks in them that no text has: one behind every reply, one in place
+of every picture, and one inside whatever spells a special token. So a special token in what it makes is its own,
+and what the marks have moved to tells which part of it is a reply. A reply begins where the prompt for it ends:
+the template is asked for that prompt too.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmjax.data.sandbox import Template, TemplateError
+from mmjax.types import Turn
+
+_END, _BREAK, _PICTURE, _POISON = (chr(0x10FFF0 + i) for i in range(4))  # code points that no text has
+_MARKS = re.compile(f"[{_END}{_BREAK}{_PICTURE}{_POISON}]")
+_WORD = "mmjaxprobe"
+# Which roles' contents are lists of {'type': 'text', ...} and {'type': 'image'}, the others plain strings.
+_LISTS = (("system", "user", "assistant"), ("user",), ())
+
+# Text, a special token's id, or None for a picture; and its weight as a target.
+Stretch = tuple[str | int | None, float]
+
+
+class JinjaTemplate:
+    """A template with the tokens that it may write. close: what ends a reply, '' if nothing does."""
+
+    def __init__(
+        self,
+        source: str,
+        names: Mapping[str, str],
+        specials: Mapping[str, tuple[int, bool, bool]],
+        image_token: str,
+        mark: str,
+    ):
+        """
+        Args:
+          names: what the template calls tokens: 'bos_token' -> '<s>'.
+          specials: special tokens: text -> (id, whether it takes the space before it, and behind it).
+          image_token: the special token that the template writes for a picture.
+          mark: what marks a picture in a turn.
+
+        Raises:
+          TemplateError: it is no template, or writes no conversation down.
+        """
+        self.source, self.names = source, dict(names)
+        self.specials = {name: token for name, token in specials.items() if len(name) > 1}  # one cannot be broken
+        self.image_token, self.mark = image_token, mark
+        self._template = Template(source)
+        longest = sorted(self.specials, key=len, reverse=True)
+        self._spelled = re.compile("|".join(map(re.escape, longest)) or r"(?!)")
+        self._special = re.compile("|".join(map(self._around, longest)) or r"(?!)")
+        self._first = re.compile("[" + "".join(re.escape(c) for c in sorted({n[0] for n in longest})) + "]")
+        self._lists = self._find_lists()
+        self.close = self._find_close()
+
+    @property
+    def close_ids(self) -> tuple[int, ...]:
+        """The special tokens that end a reply."""
+        return tuple(self.specials[name][0] for name in self._spelled.findall(self.close))
+
+    def stretches(self, turns: Sequence[Turn], generate: bool) -> list[Stretch]:
+        """The conversation in order; with the opening of a reply at its end if `generate`, else with the weights
+        of a training example: each reply with what ends it is a target.
+
+        Raises:
+          TemplateError: the template does not take such a conversation, or its prompt for a reply is not how it
+            writes that reply down.
+        """
+        text = self._written(turns, generate)
+        targets = [] if generate else self._targets(turns, text)
+        pictures = sum(turn.text.count(self.mark) for turn in turns)
+        found = self._cut(text, targets)
+        if (shown := sum(content is None for content, _ in found)) != pictures:
+            token = f"as far as {self.image_token!r} stands for one"
+            raise TemplateError(f"the chat template shows {shown} of {pictures} pictures, {token}")
+        return found
+
+    def _around(self, name: str) -> str:
+        _, before, behind = self.specials[name]
+        return (r"\s*" if before else "") + f"(?:{re.escape(name)})" + (r"\s*" if behind else "")
+
+    def _written(self, turns: Sequence[Turn], generate: bool) -> str:
+        """The template's text; what a turn says never adds a special token to it."""
+        text = self._render([self._message(turn) for turn in turns], generate)
+        if any(self._first.search(turn.text) for turn in turns):
+            # A template that cuts texts up could join what the marks keep apart.
+            harmless = [Turn(turn.role, self._poisoned(turn.text)) for turn in turns]
+            again = self._render([self._message(turn) for turn in harmless], generate)
+            if self._spelled.findall(text) != self._spelled.findall(again):
+                raise TemplateError("the chat template makes a special token of what a turn says")
+        return text
+
+    def _poisoned(self, text: str) -> str:
+        return self.mark.join(self._first.sub("?", part) for part in text.split(self.mark))
+
+    def _render(self, messages: list[dict[str, Any]], generate: bool) -> str:
+        given = dict(messages=messages, tools=None, documents=None, add_generation_prompt=generate)
+        return self._template.render(**self.names, **given)
+
+    def _message(self, turn: Turn, lists: Sequence[str] | None = None) -> dict[str, Any]:
+        """What the template gets of a turn. Space around a reply is left out, as generation does it."""
+        reply = turn.role == "assistant"
+        parts = [self._marked(part) for part in (turn.text.strip() if reply else turn.text).split(self.mark)]
+        if turn.role not in (self._lists if lists is None else lists):
+            return dict(role=turn.role, content=_PICTURE.join(parts) + _END * reply)
+        content: list[dict[str, str]] = []
+        for k, part in enumerate(parts):
+            if k:
+                content.append(dict(type="image"))
+                part = part.removeprefix("\n")  # the template says how a picture stands beside text
+            if k < len(parts) - 1:
+                part = part.removesuffix("\n")
+            if part or len(parts) == 1:
+                content.append(dict(type="text", text=part))
+        if reply:
+            last = content[-1] if content[-1]["type"] == "text" else dict(type="text", text="")
+            content += [] if last is content[-1] else [last]
+            last["text"] += _END
+        return dict(role=turn.role, content=content)
+
+    def _marked(self, text: str) -> str:
+        """A text in which no special token is spelled."""
+        return self._spelled.sub(lambda m: m[0][0] + _BREAK + m[0][1:], _MARKS.sub("\ufffd", text))
+
+    def _find_lists(self) -> Sequence[str]:
+        """The form of contents that the template understands, lists preferred: they show it pictures."""
+        turns = Turn("user", _WORD), Turn("assistant", _WORD)
+        trouble: TemplateError | None = None
+        for lists in _LISTS:
+            try:
+                text = self._render([self._message(turn, lists) for turn in turns], False)
+            except TemplateError as error:
+                trouble = error
+                continue
+            if text.count(_WORD) == 2 and not re.search(rf"""["']: ?["']{_WORD}""", text):  # no list spelled out
+                return lists
+        if trouble is not None:
+            raise trouble
+        raise TemplateError("the chat template leaves out what a user asks, or an assistant answers")
+
+    def _find_close(self) -> str:
+        """What stands behind a reply, up to the first special token, if there is one."""
+        text = self._render([self._message(Turn(role, _WORD)) for role in ("user", "assistant")], False)
+        tail = text[text.index(_END) + 1 :]
+        special = self._spelled.search(tail)
+        return tail[: special.end()] if special else tail
+
+    def _targets(self, turns: Sequence[Turn], text: str) -> list[tuple[int, int]]:
+        """Where in the text each reply begins and ends."""
+        if not self.close:
+            raise TemplateError("the chat template does not end replies: a model would not learn to")
+        targets, place = [], 0
+        for k, turn in enumerate(turns):
+            if turn.role != "assistant":
+                continue
+            prompt = self._written(turns[:k], True)
+            if not text.startswith(prompt):
+                same = next((i for i, (a, b) in enumerate(zip(prompt, text, strict=False)) if a != b), len(text))
+                raise TemplateError(
+                    f"the chat template opens reply {len(targets) + 1} by {_shown(prompt[same:])}, "
+                    f"but writes it down as {_shown(text[same:])}"
+                )
+            place = text.find(_END, len(prompt))
+            if place < 0:
+                raise TemplateError(f"the chat template leaves out reply {len(targets) + 1}")
+            end = place + 1 + len(self.close) * text.startswith(self.close, place + 1)
+            targets.append((len(prompt), end))
+        if text.count(_END) != len(targets):
+            raise TemplateError("the chat template writes a reply down twice")
+        return targets
+
+    def _cut(self, text: str, targets: Sequence[tuple[int, int]]) -> list[Stretch]:
+        found: list[Stretch] = []
+        edges = sorted(edge for target in targets for edge in target)
+
+        def weight(place: int) -> float:
+            return float(any(begin <= place < end for begin, end in targets))
+
+        def plain(begin: int, end: int) -> None:
+            inner = [begin, *(edge for edge in edges if begin < edge < end), end]
+            for a, b in itertools.pairwise(inner):
+                pieces = text[a:b].split(_PICTURE)
+                for k, piece in enumerate(pieces):
+                    found.extend([(None, 0.0)] if k else [])
+                    if piece := _MARKS.sub("", piece):
+                        found.append((piece, weight(a)))
+
+        place = 0
+        for match in self._special.finditer(text):
+            name = match[0].strip() if match[0] not in self.specials else match[0]
+            plain(place, match.start())
+            picture = name == self.image_token
+            begin = match.start() + match[0].index(name)
+            found.append((None, 0.0) if picture else (self.specials[name][0], weight(begin)))
+            place = match.end()
+        plain(place, len(text))
+        return found
+
+
+def _shown(text: str) -> str:
+    return repr(_MARKS.sub("", text)[:60])
