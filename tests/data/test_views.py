@@ -29,7 +29,7 @@ def encoded(size, kind="PNG", **save):
 
 def words():
     tokenizer = Words()
-    tokenizer.names += ["<img>", "</img>"]
+    tokenizer.words += ["<img>", "</img>"]
     return tokenizer
 
 
@@ -120,7 +120,7 @@ def test_truncation_never_cuts_a_picture_in_tiles():
     assert whole.media_count == 6 and whole.pictures.tolist() == [[1, 23, 5], [23, 29, 1]]
     assert whole.slot[whole.slot >= 0].tolist() == list(range(24))
     assert whole.visible[[0, 1, 22, 23, -1]].tolist() == [-1, 0, 0, 5, 5]
-    assert [tokenizer.names[whole.tokens[k]] for k in (1, 2, 22, 23, 28)] == [
+    assert [tokenizer.words[whole.tokens[k]] for k in (1, 2, 22, 23, 28)] == [
         "<img>", "<image>", "</img>", "<img>", "</img>"
     ]  # fmt: skip
     with pytest.raises(BadRecord, match="31 tokens and 6 media; a row takes 31 and 5"):
@@ -141,7 +141,7 @@ def test_truncation_never_cuts_a_picture_in_tiles():
 def test_bidirectional_blocks_end_at_special_tokens():
     sample = Sample("s", (Turn("user", "<image>"), Turn("assistant", "x")), (encoded((16, 8)),))
     tokenizer = Words()
-    tokenizer.names += [Split.AROUND, Split.WHOLE, "<row_1_col_1>", "<row_1_col_2>"]
+    tokenizer.words += [Split.AROUND, Split.WHOLE, "<row_1_col_1>", "<row_1_col_2>"]
     chat = Chat("plain", tokenizer, 2, True, bidirectional_images=True)
     one = chat.encode(sample, layouts(Split(OPTIONS, 16), sample.images, 2))
     block = [1, 1, 1, 0]  # two special tokens, two projected ones
