@@ -25,6 +25,8 @@ TEXT = dict(
     num_attention_heads=4,
     num_key_value_heads=2,
     max_position_embeddings=512,
+    bos_token_id=0,
+    eos_token_id=1,
 )
 VISION = dict(
     hidden_size=32,
@@ -40,13 +42,15 @@ MEAN, STD = [0.5, 0.4, 0.45], [0.25, 0.3, 0.27]  # no family's own
 
 
 def tokenizer():
-    """Each byte a token, without merges; special tokens first."""
+    """Each byte a token, without merges; special tokens first; a text begins with `<s>`, as Llama's do."""
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     words = {name: i for i, name in enumerate([*SPECIALS, *alphabet])}
     model = tokenizers.Tokenizer(tokenizers.models.BPE(words, []))
     model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     model.decoder = tokenizers.decoders.ByteLevel()
     model.add_special_tokens(SPECIALS)
+    opening = [("<s>", SPECIALS.index("<s>"))]
+    model.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=opening)
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=model,
         bos_token="<s>",
