@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from absl import logging
 from PIL import Image
 
 from mmjax.hub.family import Json, complete
@@ -40,9 +41,26 @@ def media_keys(folder: HubFolder, encoder: Json, p: Json) -> dict[str, Any]:
         keys["views"] = folder.family.views(folder.config, p)
         if p.get("do_resize") is False:
             raise CheckpointError("the image processor does not resize; pictures in tiles are.")
+    else:
+        keys |= square_keys(p, keys["size"])
     if isinstance(p.get("resample"), int):
         keys["resample"] = Image.Resampling(p["resample"]).name.lower()
     return keys
+
+
+def square_keys(p: Json, size: int) -> dict[str, Any]:
+    """How a picture becomes the one square that the encoder reads, of `size` pixels a side."""
+    if p.get("do_pad") and p.get("image_mean"):  # LLaVA's, with the mean colour around
+        return dict(resize="pad", fill=[int(255 * mean) for mean in p["image_mean"]])
+    edge = p.get("size")
+    edge = edge.get("shortest_edge") if isinstance(edge, dict) else edge
+    if not edge or not p.get("do_center_crop", "crop_size" in p):
+        return dict(resize="stretch")
+    if edge != size:
+        logging.warning(
+            "The image processor crops %d pixels out of %d; here the shorter side is all of the crop.", size, edge
+        )
+    return dict(resize="crop")
 
 
 def check_size(c: Json, size: Any) -> None:
