@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mmjax.nn.block import Block, BlockShape, fields_of
+from mmjax.nn.block import PLAIN, Block, BlockShape, fields_of
 from mmjax.nn.linear import Linear
 from mmjax.nn.masks import window_mask
 from mmjax.nn.norm import Norm
@@ -20,7 +20,7 @@ from mmjax.sharding import constrain
 from mmjax.types import Cache
 
 # What makes a family; sizes (vocab, width, depth, heads, kv_heads, head_dim, mlp_width) come from the config.
-_LLAMA = dict(
+_LLAMA = PLAIN | dict(
     activation="silu",
     gated=True,
     qkv_bias=False,
@@ -28,19 +28,7 @@ _LLAMA = dict(
     mlp_bias=False,
     norm="rms",
     norm_eps=1e-5,
-    qk_norm="",
-    qk_norm_whole=False,
     rope_theta=10_000.0,
-    rope_fraction=1.0,
-    rope_sections=(),
-    rope_scaling=None,
-    alibi=False,
-    query_scale=0.0,
-    attention_softcap=0.0,
-    parallel=False,
-    shared_norm=False,
-    post_norm=False,
-    layer_scale=0.0,
     sliding_window=0,
     attention_pattern=("global",),
     local_rope_theta=0.0,
@@ -267,8 +255,7 @@ class Decoder(BlockShape):
 
     def _interleave(self, layer, carry, xs, media, media_mask, media_kv):
         """Runs groups of one gated cross-attention block and `every` layers, the last group perhaps shorter."""
-        plain = dict(qk_norm="", rope_theta=0.0, alibi=False, query_scale=0.0, gate="scalar")
-        shape = {**fields_of(self, BlockShape), **plain, **self.xattn}
+        shape = {**fields_of(self, BlockShape), **PLAIN, "gate": "scalar", **self.xattn}
         shape["kv_heads"] = self.xattn.get("kv_heads", shape["heads"])
         every, first = shape.pop("every"), shape.pop("first")
         block = GatedCrossBlock(**shape, parent=None)

@@ -10,30 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.nn.attention import Attention
-from mmjax.nn.block import Block, BlockShape, feed_forward, fields_of
+from mmjax.nn.block import PLAIN, Block, BlockShape, feed_forward, fields_of
 from mmjax.nn.linear import Linear
 from mmjax.nn.norm import Norm
 from mmjax.nn.stack import run, stacked
 
-_VIT = dict(
+_VIT = PLAIN | dict(
     gated=False,
     qkv_bias=True,
     out_bias=True,
     mlp_bias=True,
     norm="layer",
-    qk_norm="",
-    qk_norm_whole=False,
-    rope_theta=0.0,
-    rope_fraction=0.0,
-    rope_sections=(),
-    rope_scaling=None,
-    alibi=False,
-    query_scale=0.0,
-    attention_softcap=0.0,
-    parallel=False,
-    shared_norm=False,
-    post_norm=False,
-    layer_scale=0.0,
 )
 _CLIP = _VIT | dict(
     activation="quick_gelu",

@@ -57,6 +57,20 @@ def attend(
     return y if mask is None else jnp.where(mask.any(-1)[:, :, None, None], y, 0)
 
 
+# Attention without anything special: what a family has beyond that, its own table says.
+PLAIN = dict(
+    qk_norm="",
+    qk_norm_whole=False,
+    rope_theta=0.0,
+    rope_fraction=1.0,
+    rope_sections=(),
+    rope_scaling=None,
+    alibi=False,
+    query_scale=0.0,
+    attention_softcap=0.0,
+)
+
+
 class Attention(nn.Module):
     """Projections to queries, keys and values, attention, and the projection back. [B, T, D] -> [B, T, D].
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import flax.linen as nn
 
+from mmjax.nn.attention import PLAIN as PLAIN_ATTENTION
 from mmjax.nn.attention import Attention
 from mmjax.nn.mlp import FeedForward
 from mmjax.nn.norm import Norm
@@ -18,6 +19,10 @@ def fields_of(module: nn.Module, cls: type) -> dict[str, Any]:
     """The values of `module`'s fields that `cls` has too."""
     names = {f.name for f in dataclasses.fields(cls)} - {"parent", "name"}
     return {f.name: getattr(module, f.name) for f in dataclasses.fields(module) if f.name in names}
+
+
+# A block without anything special, likewise.
+PLAIN = PLAIN_ATTENTION | dict(parallel=False, shared_norm=False, post_norm=False, layer_scale=0.0)
 
 
 class BlockShape(nn.Module):

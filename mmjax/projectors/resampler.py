@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mmjax.nn.attention import Attention
+from mmjax.nn.attention import PLAIN, Attention
 from mmjax.nn.linear import Linear
 from mmjax.nn.mlp import FeedForward
 from mmjax.nn.norm import Norm
@@ -52,16 +52,8 @@ class Perceiver(nn.Module):
                 head_dim=self.head_dim,
                 qkv_bias=False,
                 out_bias=False,
-                qk_norm=self.qk_norm,
-                qk_norm_whole=False,
                 norm_eps=self.norm_eps,
-                rope_theta=0.0,
-                rope_fraction=0.0,
-                rope_sections=(),
-                rope_scaling=None,
-                alibi=False,
-                query_scale=0.0,
-                attention_softcap=0.0,
+                **PLAIN | dict(qk_norm=self.qk_norm),
                 dtype=self.dtype,
                 param_dtype=self.param_dtype,
                 name=f"attention_{i}",
