@@ -122,10 +122,16 @@ def convert() -> None:
         "family", "", "Family to write, where the workdir did not come from one: llava, llama, ..."
     )
 
-    def run(source: str, target: str) -> None:
-        from mmjax.convert import convert
+    flags.DEFINE_bool("adapter", False, "Write the LoRA adapters alone, as a folder for peft")
+    flags.DEFINE_string("base", "", "With --adapter: name or path of the checkpoint that they belong on")
 
-        convert(source, target, FLAGS.family)
+    def run(source: str, target: str) -> None:
+        from mmjax.convert import convert, export_adapter
+
+        if FLAGS.adapter:
+            export_adapter(source, target, FLAGS.family, FLAGS.base)
+        else:
+            convert(source, target, FLAGS.family)
 
     _start(run, ("SRC", "DST"))
 

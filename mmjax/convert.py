@@ -23,6 +23,7 @@ from mmjax.hub.folder import HubFolder, read_json
 from mmjax.hub.gguf_model import GGUFModel
 from mmjax.hub.load import WEIGHTS, specs_of
 from mmjax.hub.packaged import packaged
+from mmjax.hub.peft import write_adapter
 from mmjax.hub.preprocess import media_keys, pixel_keys, read_preprocessor
 from mmjax.hub.table import Move, check, moves, rows_under, theirs_specs, to_ours, to_theirs
 from mmjax.hub.tensors import CheckpointError, SafetensorsFolder, SafetensorsWriter, Spec, Tensors
@@ -61,9 +62,7 @@ def convert(source: str | Path, target: str | Path, model_type: str = "") -> Non
     """
     if not Path(source).exists():
         source = packaged(str(source)) or source
-    source, target = Path(source).expanduser(), Path(target).expanduser()
-    if target.exists() and any(target.iterdir()):
-        raise CheckpointError(f"{target}: is not empty; give a new folder.")
+    source, target = _empty(source, target)
     if source.suffix != ".gguf" and "stages" in read_json(source / "config.json"):
         export_workdir(source, target, model_type)
     else:
@@ -100,18 +99,36 @@ def import_folder(source: Path, target: Path) -> None:
 def export_workdir(source: Path, target: Path, model_type: str = "") -> None:
     """What a workdir has trained, or was made from, to a folder that `transformers` and vLLM load."""
     config = load_config(source)
-    chosen = _family(source, model_type)
-    spec = config.model
-    for key in chosen.part.split("/") if chosen.part else ():
-        spec = spec[key]
-    specs = write_folder(
-        chosen, spec, newest_parameters(config, source), find_origin(config.load, source, chosen), target
-    )
-    for file in (source / KEPT).iterdir() if (source / KEPT).exists() else ():
+    origin = _origin(source, config)
+    chosen = _family(origin, model_type)
+    spec = _part(config, chosen)
+    parameters = newest_parameters(config, source)
+    specs = write_folder(chosen, spec, parameters, find_origin(config.load, origin, chosen), target)
+    for file in (origin / KEPT).iterdir() if (origin / KEPT).exists() else ():
         if file.is_file() and file.name != "config.json":
             shutil.copyfile(file, target / file.name)
     (target / "README.md").write_text(model_card(config.model, chosen, source.name, specs))
     logging.info("%s: %s, %d tensors.", target, chosen.architecture, len(specs))
+
+
+def export_adapter(source: str | Path, target: str | Path, model_type: str = "", base: str = "") -> None:
+    """The LoRA adapters that a workdir has trained to a folder that `peft` puts onto the checkpoint below them.
+
+    Args:
+      base: that checkpoint's name or path, for adapter_config.json.
+
+    Raises:
+      CheckpointError: there are none, or not such as `peft` could put there.
+    """
+    source, target = _empty(source, target)
+    config = load_config(source)
+    chosen = _family(_origin(source, config), model_type)
+    parameters = newest_parameters(config, source, merged=False)
+    params = tree.unflatten({name: parameters.read(name) for name in parameters.specs})
+    for key in chosen.part.split("/") if chosen.part else ():
+        params = params[key]
+    count = write_adapter(target, chosen, _part(config, chosen), params, base)
+    logging.info("%s: adapters of %d modules.", target, count)
 
 
 def write_folder(
@@ -253,13 +270,40 @@ class Arrays:
         return np.asarray(self._arrays[name] if index is None else self._arrays[name][index])
 
 
-def newest_parameters(config: Config, workdir: Path) -> Tensors:
-    """The parameters of the last stage that has any, adapters merged; else those that the workdir came with."""
+def newest_parameters(config: Config, workdir: Path, merged: bool = True) -> Tensors:
+    """The parameters of the last stage that has any, adapters merged or not; else those the workdir came with."""
     for stage in reversed(config.stages):
         if (workdir / stage.name / "checkpoints").exists():
             with Checkpoints(workdir / stage.name / "checkpoints", keep=config.keep) as checkpoints:
-                return Arrays(merge_lora(trained_parameters(checkpoints)))
+                params = trained_parameters(checkpoints)
+                return Arrays(merge_lora(params) if merged else params)
     return SafetensorsFolder(workdir / WEIGHTS)
+
+
+def _empty(source: str | Path, target: str | Path) -> tuple[Path, Path]:
+    """Both as paths. Raises CheckpointError if there is something in `target`."""
+    source, target = Path(source).expanduser(), Path(target).expanduser()
+    if target.exists() and any(target.iterdir()):
+        raise CheckpointError(f"{target}: is not empty; give a new folder.")
+    return source, target
+
+
+def _origin(source: Path, config: Config) -> Path:
+    """The converted workdir that a run began with: itself, or the one that it loads all of its weights from."""
+    if not (source / KEPT).exists():
+        for part, place in config.load:
+            kind, _, path = place.partition(":")
+            if not part and kind == "mmjax" and (Path(path).expanduser() / KEPT).exists():
+                return Path(path).expanduser()
+    return source
+
+
+def _part(config: Config, chosen: Family) -> Mapping[str, Any]:
+    """The model section, or the part of it that the family is."""
+    spec = config.model
+    for key in chosen.part.split("/") if chosen.part else ():
+        spec = spec[key]
+    return spec
 
 
 def _family(source: Path, model_type: str) -> Family:

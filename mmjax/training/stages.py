@@ -176,7 +176,9 @@ def _starting_parameters(run: Run, stage: Stage, shapes: tree.Tree) -> dict[str,
     fresh = jax.jit(lambda: _initialise(run.config, run.model, stage), out_shardings=shardings)
     index = run.config.stages.index(stage)
     if index == 0:
-        loaded = tree.flatten(load_parts(run.config.load, shapes, shardings))
+        plain = {path: "/lora_" not in path for path in tree.flatten(shapes)}  # adapters begin here
+        places = tree.partition(shardings, plain)[0]
+        loaded = tree.flatten(load_parts(run.config.load, tree.partition(shapes, plain)[0], places))
         # Only what was not loaded is computed: the compiler drops the rest.
         missing = {path: path not in loaded for path in tree.flatten(shapes)}
         rest = jax.jit(
