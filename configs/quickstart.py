@@ -37,8 +37,8 @@ def get_config(arg=""):
         main=source("corpus:easy_vqa/conversations/train", 0.6, augment="dihedral", turns="apart"),
         captions=source("corpus:easy_vqa/captions/train", 0.4, template="plain", augment="dihedral"),
     )
-    c.pretrain = stage(data=data(captions, "plain", length=128, slots=12), batch=4, steps=450, lr=5e-4)
-    c.sft = stage(data=data(questions, "bare", length=256, slots=3), batch=16, steps=780, lr=5e-4)
+    c.pretrain = stage(data=data(captions, "plain", length=128, slots=12), batch=4, steps=420, lr=5e-4)
+    c.sft = stage(data=data(questions, "bare", length=256, slots=3), batch=16, steps=680, lr=5e-4)
     c.evaluation = dict(
         easy_vqa=dict(
             type="evaluation.benchmarks.easy_vqa.evaluate",

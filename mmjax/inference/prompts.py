@@ -119,7 +119,7 @@ def collate(encoded: Sequence[Encoded], pictures: Sequence[Sequence[Any]], rows:
     distinct = {id(tiles): tiles for shown in pictures for tiles in shown}
     ends = np.cumsum([count(tiles) for tiles in distinct.values()], dtype=int)
     place = {key: range(end - count(distinct[key]), end) for key, end in zip(distinct, ends, strict=True)}
-    values = views.empty(bucket(int(ends[-1]) if len(ends) else 0, smallest=1))
+    values = views.empty(bucket(int(ends[-1]) if len(ends) else 0, smallest=min(8, rows)))
     for key, tiles in distinct.items():
         put(values, place[key].start, tiles)
     values = jax.tree.map(lambda leaf: leaf[None], values)
