@@ -38,7 +38,9 @@ def get_config(arg=""):
         captions=source("corpus:easy_vqa/captions/train", 0.4, template="plain", augment="dihedral"),
     )
     c.pretrain = stage(data=data(captions, "plain", length=128, slots=12), batch=4, steps=420, lr=5e-4)
-    c.sft = stage(data=data(questions, "bare", length=256, slots=3), batch=16, steps=680, lr=5e-4)
+    # A picture takes four tokens of a row where it is spliced, one where it is looked at.
+    length = 256 if c.model.fusion == "splice" else 192
+    c.sft = stage(data=data(questions, "bare", length=length, slots=3), batch=16, steps=680, lr=5e-4)
     c.evaluation = dict(
         easy_vqa=dict(
             type="evaluation.benchmarks.easy_vqa.evaluate",
@@ -126,7 +128,7 @@ def model(variant):
                 project=False,
             )
         )
-        m.backbone.xattn = dict(every=1, first=0, activation="gelu", gated=False, norm="layer")
+        m.backbone.xattn = dict(every=2, first=0, activation="gelu", gated=False, norm="layer")
         m.fusion = "xattn"
     else:
         raise ValueError(f"quickstart.py: variant={variant!r} is neither 'projector' nor 'flamingo'.")
