@@ -121,7 +121,6 @@ def convert() -> None:
     flags.DEFINE_string(
         "family", "", "Family to write, where the workdir did not come from one: llava, llama, ..."
     )
-
     flags.DEFINE_bool("adapter", False, "Write the LoRA adapters alone, as a folder for peft")
     flags.DEFINE_string("base", "", "With --adapter: name or path of the checkpoint that they belong on")
 

@@ -24,30 +24,13 @@ from mmjax.hub.gguf_model import GGUFModel
 from mmjax.hub.load import WEIGHTS, specs_of
 from mmjax.hub.packaged import packaged
 from mmjax.hub.peft import write_adapter
-from mmjax.hub.preprocess import media_keys, pixel_keys, read_preprocessor
+from mmjax.hub.recipe import CONFIG, model_section, workdir_config
 from mmjax.hub.table import Move, check, moves, rows_under, theirs_specs, to_ours, to_theirs
 from mmjax.hub.tensors import CheckpointError, SafetensorsFolder, SafetensorsWriter, Spec, Tensors
-from mmjax.hub.tokenizer import template_of, tokenizer_section
 from mmjax.nn.linear import merge_lora
 from mmjax.training.checkpoint import Checkpoints
 from mmjax.training.stages import trained_parameters
 from mmjax.workdir import load_config, save_config
-
-Checkpoint = HubFolder | GGUFModel
-CONFIG = '''"""Made by `mmjax convert` from {source}.
-
-    mmjax train --config {folder}/config.py --config.sft.data.sources.main.path=MY.jsonl --workdir {folder}
-"""
-
-import json
-import pathlib
-
-from ml_collections import ConfigDict
-
-
-def get_config():
-    return ConfigDict(json.loads(pathlib.Path(__file__).with_name("config.json").read_text()))
-'''
 
 
 def convert(source: str | Path, target: str | Path, model_type: str = "") -> None:
@@ -97,11 +80,11 @@ def import_folder(source: Path, target: Path) -> None:
 
 
 def export_workdir(source: Path, target: Path, model_type: str = "") -> None:
-    """What a workdir has trained, or was made from, to a folder that `transformers` and vLLM load."""
+    """What a workdir has trained, or was made from, to a folder that `transformers` loads."""
     config = load_config(source)
     origin = _origin(source, config)
     chosen = _family(origin, model_type)
-    spec = _part(config, chosen)
+    spec = _part(config.model, chosen)
     parameters = newest_parameters(config, source)
     specs = write_folder(chosen, spec, parameters, find_origin(config.load, origin, chosen), target)
     for file in (origin / KEPT).iterdir() if (origin / KEPT).exists() else ():
@@ -125,9 +108,8 @@ def export_adapter(source: str | Path, target: str | Path, model_type: str = "",
     chosen = _family(_origin(source, config), model_type)
     parameters = newest_parameters(config, source, merged=False)
     params = tree.unflatten({name: parameters.read(name) for name in parameters.specs})
-    for key in chosen.part.split("/") if chosen.part else ():
-        params = params[key]
-    count = write_adapter(target, chosen, _part(config, chosen), params, base)
+    spec = _part(config.model, chosen)
+    count = write_adapter(target, chosen, spec, _part(params, chosen), base)
     logging.info("%s: adapters of %d modules.", target, count)
 
 
@@ -168,90 +150,6 @@ def write_folder(
     config = _over(origin.config, made, leave=family.unwritten if rest else ()) | {"dtype": dtype}
     (target / "config.json").write_text(json.dumps(config, indent=2))
     return specs | rest
-
-
-def model_section(folder: Checkpoint) -> dict[str, Any]:
-    """The `model` section of a config for a folder's model."""
-    if folder.family.part == "":
-        for encoder in folder.spec["encoders"].values():
-            encoder |= pixel_keys(read_preprocessor(folder))
-        return folder.spec
-    if folder.family.part == "backbone":
-        return dict(encoders={}, projectors={}, backbone=folder.spec, fusion="splice")
-    raise CheckpointError(
-        f"{folder.path}: is {folder.family.part} alone ({folder.family.model_type}). Give it to a model: "
-        f"c.load = [({folder.family.part!r}, 'hf:{folder.path}')]."
-    )
-
-
-def workdir_config(folder: Checkpoint, section: Mapping[str, Any], beside: Path, target: Path) -> dict[str, Any]:
-    """A config that talks with the model as it is, and trains all of it on `sft.data.sources.main.path`.
-    beside: holds the files that came with the weights; `target` will have them in KEPT."""
-    longest = folder.config.get("max_position_embeddings")
-    return dict(
-        seed=0,
-        data_dir="data",
-        model=section,
-        tokenizer=tokenizer_section(beside, target / KEPT),
-        stages=["sft"],
-        sft=dict(
-            data=dict(
-                # A picture in tiles takes a few thousand tokens.
-                length=4096 if folder.family.views else min(longest or 2048, 2048),
-                pack=True,
-                too_long="truncate",
-                template=folder.family.template or template_of(beside),
-                bidirectional_images=False,
-                media=media_section(folder, section),
-                sources=dict(main=dict(path="", root="", weight=1.0)),
-                max_refused=0.01,
-                workers=8,
-                threads=4,
-            ),
-            batch=32,
-            steps=1000,
-            losses=dict(next_token=dict(type="objectives.language.next_token", weight=1.0)),
-            trainable=["."],
-            lora=[],
-            optimizer=dict(
-                type="adamw",
-                lr=2e-5,
-                schedule="cosine",
-                warmup=0.03,
-                final=0.0,
-                b1=0.9,
-                b2=0.999,
-                eps=1e-8,
-                weight_decay=0.0,
-                clip=1.0,
-                lr_factors=[(".*", 1.0)],
-                decay=[(".*", False)],
-            ),
-            accumulate=1,
-            ema=0.0,
-            valid=None,
-            log_every=10,
-            save_every=500,
-        ),
-        evaluation=None,
-        mesh=dict(fsdp=-1),
-        precision=dict(param_dtype="float32", compute_dtype="float32", frozen_dtype="float32"),
-        remat=False,
-        scan=True,
-        max_skipped=10,
-        keep=1,
-        wandb=None,
-        load=[("", f"mmjax:{target}")],
-    )
-
-
-def media_section(folder: Checkpoint, section: Mapping[str, Any]) -> dict[str, Any]:
-    """The `data.media` section for a folder's model."""
-    media = dict(slots=0, size=224, resize="stretch", max_pixels=64_000_000)
-    if "image" in section["encoders"]:
-        media |= dict(slots=16 if folder.family.views else 4)
-        media |= media_keys(folder, section["encoders"]["image"], read_preprocessor(folder))
-    return media
 
 
 def parameter_shapes(config: Config) -> dict[str, Any]:
@@ -298,12 +196,11 @@ def _origin(source: Path, config: Config) -> Path:
     return source
 
 
-def _part(config: Config, chosen: Family) -> Mapping[str, Any]:
-    """The model section, or the part of it that the family is."""
-    spec = config.model
+def _part(whole: Mapping[str, Any], chosen: Family) -> Mapping[str, Any]:
+    """What of a model section, or of its parameters, the family is."""
     for key in chosen.part.split("/") if chosen.part else ():
-        spec = spec[key]
-    return spec
+        whole = whole[key]
+    return whole
 
 
 def _family(source: Path, model_type: str) -> Family:

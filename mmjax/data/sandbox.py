@@ -26,19 +26,8 @@ METHODS = {
     str: frozenset(
         {"strip", "lstrip", "rstrip", "removeprefix", "removesuffix", "startswith", "endswith", "split", "rsplit"}
         | {"splitlines", "partition", "rpartition", "upper", "lower", "title", "capitalize", "swapcase", "find"}
-        | {
-            "rfind",
-            "index",
-            "count",
-            "isdigit",
-            "isalpha",
-            "isalnum",
-            "isspace",
-            "isupper",
-            "islower",
-            "isnumeric",
-        }
-        | {"join", "replace"}
+        | {"rfind", "index", "count", "join", "replace", "isdigit", "isalpha", "isalnum", "isspace"}
+        | {"isupper", "islower", "isnumeric"}
     ),
     dict: frozenset({"get", "items", "keys", "values"}),
     list: frozenset({"index", "count"}),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mmjax.hub.family import Family, find_family
-from mmjax.hub.tensors import CheckpointError, SafetensorsFolder, Spec
+from mmjax.hub.tensors import CheckpointError, SafetensorsFolder, Spec, Tensors
 
 KEPT_FILES = ("*.json", "*.jinja", "tokenizer.model", "*.txt")
 
@@ -21,7 +21,7 @@ KEPT_FILES = ("*.json", "*.jinja", "tokenizer.model", "*.txt")
 class Renamed:
     """Tensors under other names: those that `transformers` saves today."""
 
-    def __init__(self, tensors: SafetensorsFolder, renames: tuple[tuple[str, str], ...]):
+    def __init__(self, tensors: Tensors, renames: tuple[tuple[str, str], ...]):
         self._tensors, self._names = tensors, {}
         for name in tensors.specs:
             new = name

@@ -14,10 +14,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, BinaryIO, NamedTuple
 
-import ml_dtypes
 import numpy as np
 
-from mmjax.hub.tensors import CheckpointError, Spec
+from mmjax.hub.tensors import DTYPES, CheckpointError, Spec
 
 VERSIONS = (2, 3)
 ALIGNMENT = 32  # of tensors, where `general.alignment` says nothing else
@@ -25,16 +24,7 @@ ALIGNMENT = 32  # of tensors, where `general.alignment` says nothing else
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 # Types of tensors that hold numbers as they are; all others hold blocks of quantised ones.
-_PLAIN = {
-    "F64": np.dtype(np.float64),
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "I64": np.dtype(np.int64),
-    "I32": np.dtype(np.int32),
-    "I16": np.dtype(np.int16),
-    "I8": np.dtype(np.int8),
-}
+_PLAIN = {name: DTYPES[name] for name in ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8")}
 
 
 class _Place(NamedTuple):

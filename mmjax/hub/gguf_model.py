@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,8 +14,9 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, pro
 
 from mmjax.build import suggest
 from mmjax.hub.family import Family, find_family
+from mmjax.hub.folder import Renamed
 from mmjax.hub.gguf import GGUFFile
-from mmjax.hub.tensors import CheckpointError, Spec
+from mmjax.hub.tensors import CheckpointError
 
 
 class Architecture(NamedTuple):
@@ -102,18 +102,11 @@ class GGUFModel:
         (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False))
 
 
-class _Tensors:
+class _Tensors(Renamed):
     """The file's tensors as the family saves them."""
 
     def __init__(self, file: GGUFFile, config: Mapping[str, Any]):
-        self._file = file
-        self._names = {}
-        for name in file.specs:
-            new = name
-            for pattern, replacement in _NAMES:
-                new = re.sub(pattern, replacement, new)
-            self._names[new] = name
-        self.specs: Mapping[str, Spec] = {new: file.specs[old] for new, old in self._names.items()}
+        super().__init__(file, _NAMES)
         self._heads = {}
         if ARCHITECTURES[file.metadata["general.architecture"]].interleaved:
             self._heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
@@ -121,8 +114,8 @@ class _Tensors:
     def read(self, name: str, index: int | None = None) -> np.ndarray:
         heads = next((n for part, n in self._heads.items() if f".self_attn.{part}." in name), None)
         if heads is None:
-            return self._file.read(self._names[name], index)
-        found = self._file.read(self._names[name])
+            return super().read(name, index)
+        found = super().read(name)
         # [heads, D / 2, 2] to [heads, 2, D / 2]: neighbours to halves.
         pairs = found.reshape(heads, -1, 2, *found.shape[1:])
         found = pairs.swapaxes(1, 2).reshape(found.shape)

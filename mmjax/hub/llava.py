@@ -6,9 +6,9 @@ from typing import Any
 
 from mmjax.hub import family
 from mmjax.hub.family import Family, Json, complete, config_of, family_of, find_family
-from mmjax.hub.table import Row, T, rows_under
+from mmjax.hub.table import Row, rows_under
 from mmjax.hub.tensors import CheckpointError
-from mmjax.hub.vision import CLIP_NAMES, UNUSED
+from mmjax.hub.vision import CLIP_NAMES, UNUSED, linear
 
 # transformers 5 saves the towers of CLIP and SigLIP without this level; everything else has it.
 CLIP_LEVEL = ((rf"^vision_tower\.(?={CLIP_NAMES})", "vision_tower.vision_model."),)
@@ -88,13 +88,9 @@ def _config(spec: Json) -> dict[str, Any]:
     )
 
 
-def _rows(spec: Json) -> list[Row]:
+def rows_of(spec: Json, projector: list[Row]) -> list[Row]:
+    """The table of a vision tower, a projector and a language model under LLaVA's names for them."""
     encoder, backbone = spec["encoders"]["image"], spec["backbone"]
-    projector = [
-        Row(f"linear_{i}/{ours}", f"linear_{i + 1}.{theirs}", *op)
-        for i in range(2)
-        for ours, theirs, *op in (("kernel", "weight", T), ("bias", "bias"))
-    ]
     return [
         *rows_under("encoders/image/", "vision_tower.", family_of(encoder).rows(encoder)),
         *rows_under("projectors/image/", "multi_modal_projector.", projector),
@@ -107,7 +103,7 @@ LLAVA = Family(
     architecture="LlavaForConditionalGeneration",
     spec=_spec,
     config=_config,
-    rows=_rows,
+    rows=lambda spec: rows_of(spec, [*linear("linear_0", "linear_1"), *linear("linear_1", "linear_2")]),
     part="",
     renames=CLIP_LEVEL,
     modules=MODULES,

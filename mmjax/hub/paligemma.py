@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmjax.hub.family import Family, Json, complete, config_of, family_of, find_family
-from mmjax.hub.llava import CLIP_LEVEL, MODULES
-from mmjax.hub.table import Row, rows_under
+from mmjax.hub.family import Family, Json, complete, config_of, find_family
+from mmjax.hub.llava import CLIP_LEVEL, MODULES, rows_of
 from mmjax.hub.tensors import CheckpointError
 from mmjax.hub.vision import UNUSED, linear
 
@@ -75,21 +74,12 @@ def _config(spec: Json) -> dict[str, Any]:
     )
 
 
-def _rows(spec: Json) -> list[Row]:
-    encoder, backbone = spec["encoders"]["image"], spec["backbone"]
-    return [
-        *rows_under("encoders/image/", "vision_tower.", family_of(encoder).rows(encoder)),
-        *rows_under("projectors/image/", "multi_modal_projector.", linear("linear_0", "linear")),
-        *rows_under("backbone/", "language_model.", family_of(backbone).rows(backbone)),
-    ]
-
-
 PALIGEMMA = Family(
     model_type="paligemma",
     architecture="PaliGemmaForConditionalGeneration",
     spec=_spec,
     config=_config,
-    rows=_rows,
+    rows=lambda spec: rows_of(spec, linear("linear_0", "linear")),
     part="",
     renames=CLIP_LEVEL,
     modules=MODULES,

@@ -3,6 +3,7 @@ models/qwen2_vl and models/qwen2_5_vl). Pictures and text; no videos."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from mmjax.hub import family
@@ -225,14 +226,10 @@ QWEN2_VL = Family(
     ignored=_IGNORED,
     views=_views,
 )
-QWEN2_5_VL = Family(
+QWEN2_5_VL = dataclasses.replace(
+    QWEN2_VL,
     model_type="qwen2_5_vl",
     architecture="Qwen2_5_VLForConditionalGeneration",
     spec=lambda c: _spec(_encoder_2_5(c["vision_config"]), c),
     config=_config_2_5,
-    rows=_rows,
-    part="",
-    renames=_RENAMES,
-    ignored=_IGNORED,
-    views=_views,
 )

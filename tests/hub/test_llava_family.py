@@ -1,5 +1,6 @@
 """LLaVA-1.5: our logits are those of `transformers`, on several pictures, none, padding and packed rows."""
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -11,6 +12,7 @@ from mmjax.hub.aside import listed
 from mmjax.hub.folder import HubFolder
 from mmjax.hub.llava import strategy_of
 from mmjax.hub.tensors import CheckpointError, SafetensorsFolder
+from mmjax.inference.sample import generate
 
 IMAGE, SIZE, SPAN = 7, 28, 4
 VISION = dict(
@@ -89,11 +91,30 @@ def test_logits_and_weights_of(name, tmp_path):
         expected = theirs(input_ids=torch.tensor([ids]), **media).logits[0]
         assert error(found[row, begin : begin + len(ids)], expected) < TOLERANCE
         begin += len(ids)
+    if name == "clip-llama":
+        assert_same_answers(theirs, model, params, examples, span)
 
     export_workdir(tmp_path / "run", tmp_path / "back")
     back = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "back")
     assert_same_weights(theirs, back)
     assert torch.equal(theirs(torch.tensor([examples[1]])).logits, back(torch.tensor([examples[1]])).logits)
+
+
+def assert_same_answers(theirs, model, params, examples, span):
+    """32 greedy tokens behind each example, all of them as one batch of ours."""
+    prompts = batch_of([[example] for example in examples], 24, span, SIZE, slots=2)
+    rule = dict(max_new=32, temperature=0, top_k=0, top_p=1, stop=(), pad=0)
+    answers, _ = generate(model, params, prompts, jax.random.key(0), **rule)
+    encoder = model.encoders["image"]
+    theirs.generation_config.eos_token_id = None
+    for example, answer in zip(examples, np.asarray(answers), strict=True):
+        shown = [part for part in example if isinstance(part, np.ndarray)]
+        ids = torch.tensor([[i for p in example for i in ([IMAGE] * span if isinstance(p, np.ndarray) else [p])]])
+        given = dict(input_ids=ids, attention_mask=torch.ones_like(ids))
+        if shown:
+            given["pixel_values"] = pixels(shown, encoder.mean, encoder.std)
+        expected = theirs.generate(**given, max_new_tokens=32, do_sample=False)[0, ids.shape[1] :]
+        assert answer.tolist() == expected.tolist()
 
 
 def test_features_that_llava_has_not_are_refused(tmp_path):

@@ -1,0 +1,114 @@
+"""The config that a converted checkpoint begins with: it talks as it is, and trains on one's own data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmjax.hub.aside import KEPT
+from mmjax.hub.folder import HubFolder
+from mmjax.hub.gguf_model import GGUFModel
+from mmjax.hub.preprocess import media_keys, pixel_keys, read_preprocessor
+from mmjax.hub.tensors import CheckpointError
+from mmjax.hub.tokenizer import template_of, tokenizer_section
+
+Checkpoint = HubFolder | GGUFModel
+CONFIG = '''"""Made by `mmjax convert` from {source}.
+
+    mmjax train --config {folder}/config.py --config.sft.data.sources.main.path=MY.jsonl --workdir {folder}
+"""
+
+import json
+import pathlib
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    return ConfigDict(json.loads(pathlib.Path(__file__).with_name("config.json").read_text()))
+'''
+
+
+def model_section(folder: Checkpoint) -> dict[str, Any]:
+    """The `model` section of a config for a folder's model."""
+    if folder.family.part == "":
+        for encoder in folder.spec["encoders"].values():
+            encoder |= pixel_keys(read_preprocessor(folder))
+        return folder.spec
+    if folder.family.part == "backbone":
+        return dict(encoders={}, projectors={}, backbone=folder.spec, fusion="splice")
+    raise CheckpointError(
+        f"{folder.path}: is {folder.family.part} alone ({folder.family.model_type}). Give it to a model: "
+        f"c.load = [({folder.family.part!r}, 'hf:{folder.path}')]."
+    )
+
+
+def workdir_config(folder: Checkpoint, section: Mapping[str, Any], beside: Path, target: Path) -> dict[str, Any]:
+    """A config that talks with the model as it is, and trains all of it on `sft.data.sources.main.path`.
+    beside: holds the files that came with the weights; `target` will have them in KEPT."""
+    longest = folder.config.get("max_position_embeddings")
+    return dict(
+        seed=0,
+        data_dir="data",
+        model=section,
+        tokenizer=tokenizer_section(beside, target / KEPT),
+        stages=["sft"],
+        sft=dict(
+            data=dict(
+                # A picture in tiles takes a few thousand tokens.
+                length=4096 if folder.family.views else min(longest or 2048, 2048),
+                pack=True,
+                too_long="truncate",
+                template=folder.family.template or template_of(beside),
+                bidirectional_images=False,
+                media=media_section(folder, section),
+                sources=dict(main=dict(path="", root="", weight=1.0)),
+                max_refused=0.01,
+                workers=8,
+                threads=4,
+            ),
+            batch=32,
+            steps=1000,
+            losses=dict(next_token=dict(type="objectives.language.next_token", weight=1.0)),
+            trainable=["."],
+            lora=[],
+            optimizer=dict(
+                type="adamw",
+                lr=2e-5,
+                schedule="cosine",
+                warmup=0.03,
+                final=0.0,
+                b1=0.9,
+                b2=0.999,
+                eps=1e-8,
+                weight_decay=0.0,
+                clip=1.0,
+                lr_factors=[(".*", 1.0)],
+                decay=[(".*", False)],
+            ),
+            accumulate=1,
+            ema=0.0,
+            valid=None,
+            log_every=10,
+            save_every=500,
+        ),
+        evaluation=None,
+        mesh=dict(fsdp=-1),
+        precision=dict(param_dtype="float32", compute_dtype="float32", frozen_dtype="float32"),
+        remat=False,
+        scan=True,
+        max_skipped=10,
+        keep=1,
+        wandb=None,
+        load=[("", f"mmjax:{target}")],
+    )
+
+
+def media_section(folder: Checkpoint, section: Mapping[str, Any]) -> dict[str, Any]:
+    """The `data.media` section for a folder's model."""
+    media = dict(slots=0, size=224, resize="stretch", max_pixels=64_000_000)
+    if "image" in section["encoders"]:
+        media |= dict(slots=16 if folder.family.views else 4)
+        media |= media_keys(folder, section["encoders"]["image"], read_preprocessor(folder))
+    return media
