@@ -37,16 +37,17 @@ def get_config(arg=""):
         main=source("corpus:easy_vqa/conversations/train", 0.6, augment="dihedral", turns="apart"),
         captions=source("corpus:easy_vqa/captions/train", 0.4, template="plain", augment="dihedral"),
     )
-    c.pretrain = stage(data=data(captions, "plain", length=128, slots=12), batch=4, steps=420, lr=5e-4)
+    c.pretrain = stage(data=data(captions, "plain", length=128, slots=12), batch=4, steps=440, lr=5e-4)
     # A picture takes four tokens of a row where it is spliced, one where it is looked at.
     length = 256 if c.model.fusion == "splice" else 192
-    c.sft = stage(data=data(questions, "bare", length=length, slots=3), batch=16, steps=680, lr=5e-4)
+    c.sft = stage(data=data(questions, "bare", length=length, slots=3), batch=16, steps=760, lr=5e-4)
     c.evaluation = dict(
         easy_vqa=dict(
             type="evaluation.benchmarks.easy_vqa.evaluate",
             stage="sft",
             train="corpus:easy_vqa/questions/train",
             test="corpus:easy_vqa/questions/test",
+            limit=0,
             examples=24,
         ),
         captions=dict(

@@ -68,6 +68,10 @@ class MultimodalLM:
         )
         return Output(hidden=hidden)
 
+    def embed(self, params: Mapping[str, Any], tokens: jax.Array) -> jax.Array:
+        """tokens int32 [...] -> [..., D]."""
+        return self._backbone(params, tokens, method="embed")
+
     def logits(self, params: Mapping[str, Any], hidden: jax.Array) -> jax.Array:
         """hidden [..., D] -> float32 [..., vocab]."""
         return self._backbone(params, hidden, method="logits")
@@ -93,7 +97,7 @@ class MultimodalLM:
 
     def decode(self, params: Mapping[str, Any], tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """One more token of each row. tokens: int32 [B, 1] -> hidden [B, 1, D], the cache."""
-        x = self._backbone(params, tokens, method="embed")
+        x = self.embed(params, tokens)
         step, position = (cells.max(1, keepdims=True) + 1 for cells in (cache.steps, cache.positions))
         hidden, cache, _ = self._extend(params, x, jnp.ones_like(tokens), step, position, cache, **cache.cross)
         return hidden, cache
@@ -116,7 +120,7 @@ class MultimodalLM:
 
     def _embed(self, params, batch: Batch, tokens: Mapping[str, jax.Array]) -> jax.Array:
         """Embedded text with each media token put where `slot` says."""
-        x = self._backbone(params, batch.tokens, method="embed")
+        x = self.embed(params, batch.tokens)
         if self.fusion == "splice":
             for name, media_tokens in tokens.items():
                 slot = batch.media[name].slot

@@ -18,8 +18,9 @@ def prepare(config: Config) -> None:
     specs = [s for stage in config.stages for s in (stage.data, (stage.valid or {}).get("data")) if s]
     for spec in specs:
         data.prepare(spec, config.data_dir)
-    for benchmark in (config.evaluation or {}).values():
-        corpora.prepare([value for value in benchmark.values() if isinstance(value, str)], config.data_dir)
+    benchmarks = (config.evaluation or {}).values()
+    named = [value for benchmark in benchmarks for value in benchmark.values() if isinstance(value, str)]
+    corpora.prepare(named, config.data_dir)
     spec = config.tokenizer
     if "train" in spec and not Path(spec["path"]).exists():
         texts = itertools.chain.from_iterable(data.texts(s, config.data_dir) for s in specs)

@@ -23,6 +23,14 @@ class Forward:
             self._outputs[id(batch)] = self._model.apply(self._params, batch)
         return self._outputs[id(batch)]
 
+    def encode(self, batch: Batch) -> dict[str, jax.Array]:
+        """Each modality's projected tokens [B, M, K, D]; the language model does not run."""
+        return self._model.encode(self._params, batch.media)
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """tokens int32 [...] -> the language model's embeddings of them, [..., D]."""
+        return self._model.embed(self._params, tokens)
+
     def logits(self, hidden: jax.Array) -> jax.Array:
         """hidden [..., D] -> float32 [..., vocab]; ask for a few positions at a time."""
         return self._model.logits(self._params, hidden)

@@ -1,4 +1,4 @@
-"""What all corpora share: one picture and one conversation a record."""
+"""What all corpora share: a conversation a record, about one picture or none."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ class CorpusBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     ATTRIBUTION: str
     HOMEPAGE: str
     SPLITS: tuple[str, ...] = ("train", "test")
+    PICTURED: bool = True
 
     def samples(self, split: str) -> Iterator[Sample]:
-        """The samples of a split, each with one encoded PNG and with an id of its own."""
+        """The samples of a split, each with an id of its own and one encoded PNG, or none if not PICTURED."""
         raise NotImplementedError
 
     def prepare(self) -> None:
@@ -40,10 +41,11 @@ class CorpusBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _info(self) -> tfds.core.DatasetInfo:
         features = dict(
             id=tfds.features.Text(),
-            image=tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
             roles=tfds.features.Sequence(tfds.features.Text()),
             texts=tfds.features.Sequence(tfds.features.Text()),
         )
+        if self.PICTURED:
+            features["image"] = tfds.features.Image(shape=(None, None, 3), encoding_format="png")
         return tfds.core.DatasetInfo(
             builder=self,
             description=self.DESCRIPTION,
@@ -57,22 +59,22 @@ class CorpusBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _generate_examples(self, split):
         for sample in tqdm(self.samples(split), desc=f"{self.info.name}/{split}", unit=" samples"):
-            yield (
-                sample.id,
-                dict(
-                    id=sample.id,
-                    image=io.BytesIO(sample.images[0]),
-                    roles=[turn.role for turn in sample.turns],
-                    texts=[turn.text for turn in sample.turns],
-                ),
+            record = dict(
+                id=sample.id,
+                roles=[turn.role for turn in sample.turns],
+                texts=[turn.text for turn in sample.turns],
             )
+            if self.PICTURED:
+                record["image"] = io.BytesIO(sample.images[0])
+            yield sample.id, record
 
 
 class CorpusSource:
     """The samples of one split, read from ArrayRecord; pictures stay encoded."""
 
     def __init__(self, builder: CorpusBuilder, split: str):
-        self._records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+        decoders = {"image": tfds.decode.SkipDecoding()} if builder.PICTURED else None
+        self._records = builder.as_data_source(split, decoders=decoders)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -83,7 +85,7 @@ class CorpusSource:
         return Sample(
             id=record["id"].decode(),
             turns=tuple(Turn(role.decode(), text.decode()) for role, text in turns),
-            images=(record["image"],),
+            images=(record["image"],) if "image" in record else (),
         )
 
 

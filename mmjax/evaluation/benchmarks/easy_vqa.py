@@ -16,11 +16,13 @@ from mmjax.types import Sample
 SAMPLING = Sampling(max_new=6)
 
 
-def evaluate(assistant: Assistant, *, data_dir: str, train: str, test: str, examples: int) -> dict[str, Any]:
+def evaluate(
+    assistant: Assistant, *, data_dir: str, train: str, test: str, limit: int, examples: int
+) -> dict[str, Any]:
     """Exact match of greedy answers on the test questions, each asked alone.
 
     Args:
-      train, test: corpora of single questions, as for sources.open_source.
+      train, test: corpora of single questions, as for sources.open_source. limit: test questions, 0 for all.
       examples: how many questions to return with picture and answer, for the report.
 
     Returns:
@@ -28,7 +30,9 @@ def evaluate(assistant: Assistant, *, data_dir: str, train: str, test: str, exam
       question_only: by the most frequent answer of the training split to the same question.
       kinds: the same three and a count by kind of question. examples: see evaluation/report.py.
     """
-    trained, asked = (spread(open_source(path, "", data_dir), 0) for path in (train, test))
+    trained, asked = (
+        spread(open_source(path, "", data_dir), count) for path, count in ((train, 0), (test, limit))
+    )
     answers = [_answer(sample) for sample in asked]
     found = {
         "accuracy": _ask(assistant, asked),
