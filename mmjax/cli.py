@@ -1,4 +1,4 @@
-"""The command line: `mmjax train | evaluate | generate | chat | prepare | convert`."""
+"""The command line: `mmjax train | evaluate | compare | generate | chat | prepare | convert`."""
 
 from __future__ import annotations
 
@@ -73,6 +73,26 @@ def evaluate() -> None:
     _start(run)
 
 
+def compare() -> None:
+    """Sets evaluated workdirs side by side as Markdown, seeds as mean ± deviation: mmjax compare RUN [RUN ...]."""
+    flags.DEFINE_string(
+        "into",
+        None,
+        "Write into this Markdown file instead, between its lines `<!-- mmjax compare -->` and `<!-- end -->`, "
+        "with curves.svg and examples.svg in a folder of its name beside it",
+    )
+
+    def run(*workdirs: str) -> None:
+        from mmjax.evaluation.compare import compare, compare_into
+
+        if FLAGS.into:
+            print("Written: " + ", ".join(map(str, compare_into(FLAGS.into, workdirs))))
+        else:
+            print(compare(workdirs))
+
+    _start(run, ("RUN", MORE))
+
+
 def generate() -> None:
     """Answers a prompt, perhaps about pictures, with what a workdir has trained."""
     _workdir_flag()
@@ -139,10 +159,13 @@ COMMANDS: dict[str, Callable[[], None]] = {
     "prepare": prepare,
     "train": train,
     "evaluate": evaluate,
+    "compare": compare,
     "generate": generate,
     "chat": chat,
     "convert": convert,
 }
+
+MORE = "..."  # behind a positional argument: as many of it as one likes
 
 # What a user can mend: its message says how, so no traceback stands in front of it.
 MENDABLE = (ValueError, FileNotFoundError, ModuleNotFoundError, RuntimeError, flags.Error)
@@ -159,7 +182,8 @@ def _start(run: Callable[..., None], positional: tuple[str, ...] = ()) -> None:
         if "config" in FLAGS:
             _check_overrides(sys.argv)
         given = FLAGS(sys.argv)[1:]
-        if len(given) != len(positional):
+        least, more = len(positional) - positional.count(MORE), MORE in positional
+        if len(given) < least or (len(given) > least and not more):
             wanted = f"wants {' '.join(positional)}" if positional else "takes options alone, which begin with --"
             raise ValueError(f"got the arguments {given}; {sys.argv[0].split()[-1]} {wanted}.")
         run(*given)

@@ -27,7 +27,7 @@ def gallery(name: str, part: Mapping[str, Any]) -> Html:
     if (accuracy := number(part.get("accuracy"))) is not None:
         note += f" Of all questions {percent(accuracy)} are answered right."
     groups = [
-        tag("div", tag("h3", title), tag("div", *(_question(e) for e in _balanced(group, most)), _class="cards"))
+        tag("div", tag("h3", title), tag("div", *(_question(e) for e in balanced(group, most)), _class="cards"))
         for title, group, most in (("Answered right", right, RIGHT), ("Answered wrong", wrong, WRONG))
         if group
     ]
@@ -60,7 +60,7 @@ def _captions(name: str, part: Mapping[str, Any], examples: Sequence[Mapping[str
     return section(f"Held-out pictures: {spoken(name)}", note, tag("div", *cards, _class="cards"))
 
 
-def _balanced(examples: Iterable[Mapping[str, Any]], most: int) -> list[Mapping[str, Any]]:
+def balanced(examples: Iterable[Mapping[str, Any]], most: int) -> list[Mapping[str, Any]]:
     """Some of the examples, taken in turn from each kind of question, a picture's second only after all firsts."""
     kinds: dict[str, list[Mapping[str, Any]]] = collections.defaultdict(list)
     for example in examples:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from html import escape
 from importlib import resources
@@ -25,6 +25,7 @@ from mmjax import tree
 from mmjax.evaluation.charts import Series, chart
 from mmjax.evaluation.gallery import gallery
 from mmjax.evaluation.markup import Html, count, duration, number, percent, section, short, spoken, tag
+from mmjax.evaluation.runs import json_lines
 
 COLUMNS = {"accuracy": "This model", "question_only": "Question only", "shuffled": "Shuffled pictures"}
 REASONS = 20  # for which records were refused, at most
@@ -205,7 +206,7 @@ def _training(workdir: Path, config: Mapping[str, Any]) -> Html | None:
 
 def _stage(workdir: Path, name: str, spec: Mapping[str, Any]) -> Html:
     path = workdir / name / "metrics.jsonl"
-    lines = [line for line in _json_lines(path) if number(line.get("step")) is not None]
+    lines = [line for line in json_lines(path) if number(line.get("step")) is not None]
     if not lines:
         note = f"No metrics: {name}/{path.name} is missing or empty."
         return tag("div", tag("h3", name), tag("p", note, _class="note"))
@@ -265,7 +266,7 @@ def _quarantine(path: Path) -> Html | None:
     """How many records were refused, by source and reason."""
     if not path.exists():
         return None
-    refused = {(str(line.get("source")), str(line.get("id"))): line.get("reason") for line in _json_lines(path)}
+    refused = {(str(line.get("source")), str(line.get("id"))): line.get("reason") for line in json_lines(path)}
     if not refused:
         return section("Refused records", "None.")
     counts = collections.Counter((source, reason) for (source, _), reason in refused.items()).most_common()
@@ -294,15 +295,3 @@ def _layout(value: Any, indent: int = 0) -> str:
         inner = [_layout(v, indent + 2) for v in value]
     first, last = ("{", "}") if isinstance(value, dict) else ("[", "]")
     return f"{first}\n{margin}" + f",\n{margin}".join(inner) + f"\n{' ' * indent}{last}"
-
-
-def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines that parse: the last may be half written."""
-    if path.exists():
-        for line in path.read_text("utf-8", errors="replace").splitlines():
-            try:
-                value = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(value, dict):
-                yield value

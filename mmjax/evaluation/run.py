@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +23,7 @@ def evaluate(workdir: str | Path) -> dict[str, Any]:
     """Runs every benchmark of the config's `evaluation` section: name -> dict(type=function, stage=, **options).
 
     A benchmark is a function of (assistant, data_dir=, **options) that returns a dict of figures, perhaps with
-    `examples` for the report. Writes `eval.json` (the figures) and `report.html`.
+    `examples` for the report. Writes `eval.json` (the figures), `examples.json` and `report.html`.
 
     Raises:
       ValueError: the config has no benchmarks.
@@ -38,10 +40,25 @@ def evaluate(workdir: str | Path) -> dict[str, Any]:
     results["parameters"] = _parameters(config, keep_tokenizer(config.tokenizer, workdir).vocab_size)
     results["seconds"] = {"train": training_seconds(workdir), "evaluate": time.perf_counter() - begun}
     figures = {name: {k: v for k, v in r.items() if k != "examples"} for name, r in results.items()}
+    (workdir / "examples.json").write_text(json.dumps(_portable(results)) + "\n")
     (workdir / "eval.json").write_text(json.dumps(figures, indent=1) + "\n")
     raw = json.loads((workdir / "config.json").read_text())
     results["report"] = str(write_report(workdir, workdir.name, raw, results))
     return results
+
+
+def _portable(results: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """The examples of each benchmark that has any, pictures in base64."""
+
+    def encoded(image: bytes | os.PathLike[str]) -> str:
+        data = Path(image).read_bytes() if isinstance(image, os.PathLike) else image
+        return base64.b64encode(data).decode()
+
+    return {
+        name: [example | {"image": encoded(example["image"])} for example in result["examples"]]
+        for name, result in results.items()
+        if "examples" in result
+    }
 
 
 def _parameters(config: Config, vocab: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmjax.evaluation import charts
+from mmjax.evaluation import axes
 from mmjax.evaluation.charts import Series, chart
 from mmjax.evaluation.markup import VOID, Html, duration, short, tag
 from mmjax.evaluation.report import write_report
@@ -267,7 +267,7 @@ def test_long_runs_are_thinned_and_keep_their_extremes():
     values[12_345], values[33_333] = 50.0, -50.0
     page = Page(chart("Loss", [Series("", "main", [(i, float(v)) for i, v in enumerate(values)])], 50_000))
     ((_, points),) = page.read_outs()[0]["series"]
-    assert len(points) <= charts.POINTS and [12_345, 50.0] in points and [33_333, -50.0] in points
+    assert len(points) <= axes.POINTS and [12_345, 50.0] in points and [33_333, -50.0] in points
     raw, smooth = (ends(a["d"]) for a in page.all("path", "line"))
     assert max(y for _, y in raw) == 100 and min(y for _, y in raw) == 0
     assert np.std([y for _, y in smooth]) < 0.1 * np.std([y for _, y in raw])
