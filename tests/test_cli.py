@@ -87,9 +87,9 @@ def test_a_checkpoint_of_another_model_is_refused(trained):
 
 def test_every_command_explains_itself(trained):
     usage = succeed("--help")
-    for command in ("train", "evaluate", "generate", "chat", "prepare"):
+    for command in ("train", "evaluate", "compare", "generate", "chat", "prepare"):
         assert command in usage
-        assert "--config" in succeed(command, "--help") or "--workdir" in succeed(command, "--help")
+        assert {"--config:", "--workdir:", "--into:"} & set(succeed(command, "--help").split())
 
 
 def test_a_profile_is_written(trained, tmp_path):

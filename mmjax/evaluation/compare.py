@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from mmjax.evaluation.curves import loss_curves
-from mmjax.evaluation.markup import number, short
+from mmjax.evaluation.markup import number
 from mmjax.evaluation.runs import System, plain_paths, read_systems
 from mmjax.evaluation.sheet import contact_sheet
 
@@ -225,7 +225,8 @@ def _form(key: str, values: Sequence[float]) -> tuple[str, Callable[[float], str
         return _spoken(key), lambda value: f"{value:,.1f}"
     if all(isinstance(value, int) for value in values):
         return _spoken(key), _whole
-    return _spoken(key), short
+    decimals = 2 if max(map(abs, values)) >= 1 else 4
+    return _spoken(key), lambda value: f"{value:,.{decimals}f}"
 
 
 def _whole(value: float) -> str:

@@ -40,7 +40,7 @@ def evaluate(workdir: str | Path) -> dict[str, Any]:
     results["parameters"] = _parameters(config, keep_tokenizer(config.tokenizer, workdir).vocab_size)
     results["seconds"] = {"train": training_seconds(workdir), "evaluate": time.perf_counter() - begun}
     figures = {name: {k: v for k, v in r.items() if k != "examples"} for name, r in results.items()}
-    (workdir / "examples.json").write_text(json.dumps(_portable(results)) + "\n")
+    (workdir / "examples.json").write_text(json.dumps(_portable(results), default=str) + "\n")
     (workdir / "eval.json").write_text(json.dumps(figures, indent=1) + "\n")
     raw = json.loads((workdir / "config.json").read_text())
     results["report"] = str(write_report(workdir, workdir.name, raw, results))
@@ -50,14 +50,14 @@ def evaluate(workdir: str | Path) -> dict[str, Any]:
 def _portable(results: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     """The examples of each benchmark that has any, pictures in base64."""
 
-    def encoded(image: bytes | os.PathLike[str]) -> str:
-        data = Path(image).read_bytes() if isinstance(image, os.PathLike) else image
-        return base64.b64encode(data).decode()
+    def portable(value: Any) -> Any:
+        data = Path(value).read_bytes() if isinstance(value, os.PathLike) else value
+        return base64.b64encode(data).decode() if isinstance(data, bytes) else data
 
     return {
-        name: [example | {"image": encoded(example["image"])} for example in result["examples"]]
+        name: [{key: portable(value) for key, value in example.items()} for example in result["examples"]]
         for name, result in results.items()
-        if "examples" in result
+        if result.get("examples")
     }
 
 

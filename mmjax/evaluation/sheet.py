@@ -25,31 +25,44 @@ def contact_sheet(systems: Sequence[System]) -> str | None:
 
     The examples are those of each system's first run. None if there is nothing to show.
     """
-    kept = [system.runs[0].examples() for system in systems]
-    shared = {}
-    for name in dict.fromkeys(name for examples in kept for name in examples):
-        by_id = {i: {e["id"]: e for e in examples[name]} for i, examples in enumerate(kept) if examples.get(name)}
-        ids = [key for key in next(iter(by_id.values()), {}) if all(key in found for found in by_id.values())]
-        if ids:
-            shared[name] = [[(i, found[key]) for i, found in by_id.items()] for key in ids]
+    shared = _shared(systems)
     if not shared:
         return None
-    label = min(LABEL, max(width(system.name, 12) for system in systems) + 6)
+    names = [system.name for system in systems]
+    label = min(LABEL, max(width(name, 12) for name in names) + 6)
     columns = 3 if label < 0.7 * LABEL else 2
+    rows = max(1, PICTURES // len(shared) // columns)
     drawn, y = [], 0.0
     for name, answers in shared.items():
         drawn.append(words(0, y + 14, f"Held-out pictures: {name.replace('_', ' ')}", 14, font_weight=600))
+        if without := [names[i] for i in range(len(names)) if i not in dict(answers[0])]:
+            note = f"no examples of {', '.join(without)}"
+            drawn.append(words(WIDTH, y + 14, note, 12, fill=SOFT, text_anchor="end"))
         y += 30
-        chosen = balanced([first for (_, first), *_ in answers], max(columns, PICTURES // len(shared)))
         by_first = {id(group[0][1]): group for group in answers}
-        groups = [by_first[id(example)] for example in chosen]
-        for begin in range(0, len(groups), columns):
-            row = groups[begin : begin + columns]
-            cards, height = _row(row, [system.name for system in systems], (WIDTH + GAP) / columns - GAP, label)
+        chosen = balanced([example for (_, example), *_ in answers], rows * columns)
+        for begin in range(0, len(chosen), columns):
+            row = [by_first[id(example)] for example in chosen[begin : begin + columns]]
+            cards, height = _row(row, names, (WIDTH + GAP) / columns - GAP, label)
             drawn.append(tag("g", *cards, transform=f"translate(0 {y:g})"))
             y += height + GAP
-        y += 14
-    return page(y - GAP - 14, "Held-out pictures with each system's answer", *drawn)
+        y += GAP
+    return page(y - 2 * GAP, "Held-out pictures with each system's answer", *drawn)
+
+
+def _shared(systems: Sequence[System]) -> dict[str, list[Answers]]:
+    """Benchmark -> the answers to each picture that all systems with examples of that benchmark have."""
+    kept = [system.runs[0].examples() for system in systems]
+    shared = {}
+    for name in dict.fromkeys(name for examples in kept for name in examples):
+        by_id = {}
+        for i, examples in enumerate(kept):
+            if found := {e["id"]: e for e in examples.get(name, ()) if "id" in e and "image" in e}:
+                by_id[i] = found
+        ids = [key for key in next(iter(by_id.values()), {}) if all(key in found for found in by_id.values())]
+        if ids:
+            shared[name] = [[(i, found[key]) for i, found in by_id.items()] for key in ids]
+    return shared
 
 
 def _row(groups: Sequence[Answers], names: Sequence[str], across: float, label: float) -> tuple[list[Html], float]:
@@ -73,19 +86,21 @@ def _card(group: Answers, names: Sequence[str], across: float, label: float) -> 
     top += LINE * len(lines)
     lines = wrap(str(_reference(example)), 13, across - left - PAD, 4 - len(lines))
     drawn += [words(left, top + LINE * i, line, 13, font_weight=600) for i, line in enumerate(lines)]
-    y = max(top + LINE * len(lines), PAD + SHOWN + 22)
+    wide = across > 4.5 * SHOWN  # then the answers stand beside the picture too
+    indent = left if wide else PAD
+    y = top + LINE * len(lines) + 6 if wide else max(top + LINE * len(lines), PAD + SHOWN + 22)
     for number, answer in group:
         right = _is_right(answer)
         tone, mark = (RIGHT, "✓") if right else (WRONG, "✗")
-        drawn.append(tag("circle", cx=PAD + 4, cy=f"{y - 4:g}", r=4, fill=colour(number)))
-        drawn.append(words(PAD + 14, y, wrap(names[number], 12, label, 1)[0], 12, fill=SOFT))
-        drawn.append(words(PAD + 14 + label, y, mark, 12, fill=tone))
-        start = PAD + 14 + label + 16
+        drawn.append(tag("circle", cx=indent + 4, cy=f"{y - 4:g}", r=4, fill=colour(number)))
+        drawn.append(words(indent + 14, y, wrap(names[number], 12, label, 1)[0], 12, fill=SOFT))
+        drawn.append(words(indent + 14 + label, y, mark, 12, fill=tone))
+        start = indent + 14 + label + 16
         for line in wrap(str(answer.get("prediction", "")), 13, across - start - PAD, 2) or ["(nothing)"]:
             drawn.append(words(start, y, line, 13, fill=tone))
             y += LINE
         y += 3
-    return drawn, y - LINE + PAD
+    return drawn, max(y - LINE, PAD + SHOWN) + PAD
 
 
 def _reference(example: Mapping[str, Any]) -> Any:
@@ -99,13 +114,17 @@ def _is_right(example: Mapping[str, Any]) -> bool:
 
 
 def _picture(encoded: str) -> Html:
-    """The picture inside the drawing, on white, no larger than it needs to be."""
-    with Image.open(io.BytesIO(base64.b64decode(encoded))) as opened:
-        image = opened.convert("RGBA")
+    """The picture inside the drawing, on white, no larger than it needs to be; a grey place if it is none."""
+    frame = dict(x=PAD, y=PAD, width=SHOWN, height=SHOWN)
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(encoded))) as opened:
+            image = opened.convert("RGBA")
+    except (OSError, ValueError, TypeError):
+        return tag("rect", **frame, fill=RULE)
     image.thumbnail((KEPT, KEPT), Image.Resampling.LANCZOS)
     white = Image.new("RGBA", image.size, "white")
     white.alpha_composite(image)
     file = io.BytesIO()
     white.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
     data = base64.b64encode(file.getvalue()).decode()
-    return tag("image", href=f"data:image/png;base64,{data}", x=PAD, y=PAD, width=SHOWN, height=SHOWN)
+    return tag("image", href=f"data:image/png;base64,{data}", **frame)
