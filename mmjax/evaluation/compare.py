@@ -99,9 +99,9 @@ def _markdown(systems: Sequence[System]) -> str:
         keys = frozenset(key for runs in found[name].values() for run in runs for key in _figures(run))
         by_figures.setdefault(keys, []).append(name)
     parts = [_seeds(systems), *_unlike_options(systems, names)]
-    for alike in by_figures.values():
+    for figures, alike in by_figures.items():
         rows = [((_spoken(name), s.name), found[name][s.name]) for name in alike for s in systems]
-        parts += _table(("benchmark", "system"), rows, systems)
+        parts += _table(("benchmark", "system"), rows, systems) if figures else []
         for name in alike:
             parts += _kinds(name, found[name], systems)
     return "\n\n".join([*parts, _costs(systems)])
@@ -114,8 +114,8 @@ def _seeds(systems: Sequence[System]) -> str:
     for s in systems:
         seeds = ", ".join(str(run.seed) for run in s.runs)
         each.append(f"{_cell(s.name)} {len(s.runs)} (seed{'s'[: len(s.runs) > 1]} {seeds})")
-    note = "; mean ± sample standard deviation where seeds differ" if several else ""
-    return f"Runs: {', '.join(each)}{note}."
+    note = "\nOf several: mean ± sample standard deviation, one figure where all are equal." if several else ""
+    return f"Runs: {', '.join(each)}.{note}"
 
 
 def _unlike_options(systems: Sequence[System], names: Iterable[str]) -> list[str]:

@@ -82,7 +82,8 @@ def runs(tmp_path):
 
 
 GOLDEN = r"""
-Runs: smol 3 (seeds 0, 1, 2), x\|attn 1 (seed 0); mean ± sample standard deviation where seeds differ.
+Runs: smol 3 (seeds 0, 1, 2), x\|attn 1 (seed 0).
+Of several: mean ± sample standard deviation, one figure where all are equal.
 
 | benchmark | system | accuracy, % | chance, % |
 | --- | --- | ---: | ---: |
@@ -121,7 +122,7 @@ def test_the_tables(runs):
 
 def test_one_run_alone_has_no_deviation(runs):
     text = compare(runs[:1])
-    assert "±" not in text and text.startswith("Runs: smol-seed0 1 (seed 0).\n")
+    assert "±" not in text and text.startswith("Runs: smol-seed0 1 (seed 0).\n\n")
     assert "| naming | smol-seed0 | 50.0 | 25.0 |" in text
 
 
