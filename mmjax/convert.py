@@ -22,7 +22,7 @@ from mmjax.hub.family import FAMILIES, Family, config_of, family, find_family
 from mmjax.hub.folder import HubFolder, read_json
 from mmjax.hub.gguf_model import GGUFModel
 from mmjax.hub.load import WEIGHTS, specs_of
-from mmjax.hub.packaged import packaged
+from mmjax.hub.packaged import packaged_model
 from mmjax.hub.peft import write_adapter
 from mmjax.hub.recipe import CONFIG, model_section, workdir_config
 from mmjax.hub.table import Move, check, moves, rows_under, theirs_specs, to_ours, to_theirs
@@ -44,7 +44,7 @@ def convert(source: str | Path, target: str | Path, model_type: str = "") -> Non
       CheckpointError: what `source` holds cannot be converted, and why.
     """
     if not Path(source).exists():
-        source = packaged(str(source)) or source
+        source = packaged_model(str(source)) or source
     source, target = _empty(source, target)
     if source.suffix != ".gguf" and "stages" in read_json(source / "config.json"):
         export_workdir(source, target, model_type)

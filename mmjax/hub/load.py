@@ -11,8 +11,9 @@ import jax
 import numpy as np
 
 from mmjax import tree
-from mmjax.hub import openflamingo
+from mmjax.hub import efficientnet, openflamingo
 from mmjax.hub.folder import HubFolder
+from mmjax.hub.packaged import packaged_encoder
 from mmjax.hub.table import Move, Row, check, made_shapes, moves, to_ours
 from mmjax.hub.tensors import CheckpointError, SafetensorsFolder, Spec, Tensors
 
@@ -26,8 +27,8 @@ def load_parts(rules: Sequence[tuple[str, str]], shapes: tree.Tree, shardings: t
 
     Args:
       rules: (part, source). A part is a path of the model ('backbone', 'encoders/image', or '' for all of it).
-        A source is 'hf:FOLDER', a Hugging Face checkpoint, 'mmjax:WORKDIR', what `mmjax convert` made, or
-        'openflamingo:FOLDER' (hub/openflamingo.py).
+        A source is 'hf:FOLDER', a Hugging Face checkpoint, 'mmjax:WORKDIR', what `mmjax convert` made,
+        'openflamingo:FOLDER' (hub/openflamingo.py), or 'package:NAME', an installed one (hub/packaged.py).
       shapes, shardings: of the whole model's parameters.
 
     Returns:
@@ -36,6 +37,7 @@ def load_parts(rules: Sequence[tuple[str, str]], shapes: tree.Tree, shardings: t
 
     Raises:
       CheckpointError: no such part or source, or tensors that do not fit: all of them in one message.
+      ModuleNotFoundError: 'package:NAME' is not installed; says how it is.
     """
     flat, places = tree.flatten(shapes), tree.flatten(shardings)
     loaded: dict[str, Any] = {}
@@ -78,7 +80,9 @@ def open_source(source: str, part: str) -> tuple[Tensors, list[Row], tuple[str, 
         return tensors, rows, (rf"^(?!{prefix})",) if part else ()
     if kind == "openflamingo":
         return openflamingo.open_parts(Path(path).expanduser(), part)
-    raise CheckpointError(f"load: {source!r} begins with none of 'hf:', 'mmjax:' and 'openflamingo:'.")
+    if kind == "package":
+        return efficientnet.open_file(packaged_encoder(path), part)
+    raise CheckpointError(f"load: {source!r} begins with none of 'hf:', 'mmjax:', 'openflamingo:' and 'package:'.")
 
 
 def _of_part(folder: HubFolder, part: str) -> tuple[list[Row], tuple[str, ...]]:

@@ -10,7 +10,7 @@ from parity import TOLERANCE, batch_of, error, logits
 
 import mmjax
 from mmjax.convert import convert
-from mmjax.hub.packaged import PACKAGED, packaged
+from mmjax.hub.packaged import PACKAGED, packaged_model
 from mmjax.types import Sample, Turn
 
 MISSING = importlib.util.find_spec(PACKAGED["smollm2"][0]) is None
@@ -44,7 +44,7 @@ def assistant(workdir):
 
 @pytest.fixture(scope="module")
 def reference():
-    file = packaged("smollm2")
+    file = packaged_model("smollm2")
     options = dict(gguf_file=file.name)
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(file.parent), **options)
     model = transformers.AutoModelForCausalLM.from_pretrained(str(file.parent), dtype=torch.float32, **options)
