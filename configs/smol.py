@@ -5,19 +5,20 @@
     mmjax prepare --config configs/smol.py
     mmjax train --config configs/smol.py:vision=efficientnet --workdir runs/smol-efficientnet-0
 
-The stages: `align` teaches emoji's names through the frozen language model, `tune` mixes captions, easy-vqa and
-text with LoRA. Emoji come in three styles, of which Twemoji's is never trained on; 15 % of the concepts are not
-either. vision: where the eyes come from.
+The stages: `contrast` teaches the eyes to tell names apart, without the language model; `align` teaches names
+through the frozen language model; `tune` mixes captions, easy-vqa and text with LoRA. Emoji come in three styles,
+of which Twemoji's is never trained on; 15 % of the concepts are not either. Arguments:
 
-    frozen         a ViT from scratch, taught through the frozen language model alone (Tsimpoukelli et al. 2021)
-    contrastive    the same ViT, taught to tell names apart in a stage `contrast` before (Radford et al. 2021)
-    efficientnet   EfficientNet-Lite0 with its ImageNet weights, never trained; the projector alone learns
+    vision      efficientnet: EfficientNet-Lite0 with its ImageNet weights, never trained, only the projector is;
+                vit: a small ViT from scratch
+    contrast    false leaves that stage out: with vision=vit, the recipe of Frozen (Tsimpoukelli et al. 2021)
+    tune        false leaves that stage out
 """
 
 from ml_collections import ConfigDict
 
-DEFAULTS = dict(vision="efficientnet", tune="true", data="data/smol")
-VISIONS = ("frozen", "contrastive", "efficientnet")
+DEFAULTS = dict(vision="efficientnet", contrast="true", tune="true", data="data/smol")
+CHOICES = dict(vision=("efficientnet", "vit"), contrast=("true", "false"), tune=("true", "false"))
 SEEN, UNSEEN = ("openmoji", "noto"), ("twemoji",)
 
 
@@ -26,10 +27,9 @@ def get_config(arg=""):
     if unknown := set(given) - set(DEFAULTS):
         raise ValueError(f"smol.py: no argument {sorted(unknown)}; it takes {sorted(DEFAULTS)}.")
     arg = DEFAULTS | given
-    if arg["vision"] not in VISIONS:
-        raise ValueError(f"smol.py: vision={arg['vision']!r} is none of {', '.join(VISIONS)}.")
-    if arg["tune"] not in ("true", "false"):
-        raise ValueError(f"smol.py: tune={arg['tune']!r} is neither true nor false.")
+    for name, choices in CHOICES.items():
+        if arg[name] not in choices:
+            raise ValueError(f"smol.py: {name}={arg[name]!r} is neither {' nor '.join(choices)}.")
     pretrained, tune = arg["vision"] == "efficientnet", arg["tune"] == "true"
     c = ConfigDict()
     c.seed = 0
@@ -52,16 +52,15 @@ def get_config(arg=""):
     if pretrained:
         c.load += [("encoders/image", "package:efficientnet-lite0")]
 
-    pixels = 224 if pretrained else 64
+    pixels = c.model.encoders.image.size
     emoji = {style: source(f"corpus:emoji_styles/{style}-{pixels}px/train", 1.0) for style in SEEN}
-    names = data(emoji, "plain", length=128, size=c.model.encoders.image.size, slots=13)
+    names = data(emoji, "plain", length=128, size=pixels, slots=13)
     eyes = ["^projectors/"] if pretrained else ["^projectors/", "^encoders/"]
-    c.stages = ["align", "tune"] if tune else ["align"]
-    if arg["vision"] == "contrastive":
-        c.stages = ["contrast", *c.stages]
+    c.stages = [name for name in ("contrast", "align", "tune") if arg.get(name, "true") == "true"]
+    if "contrast" in c.stages:
         contrast = dict(image_text=dict(type="objectives.contrastive.image_text", temperature=0.07, weight=1.0))
-        c.contrast = stage(names, batch=8, steps=400, lr=1e-3, trainable=eyes, losses=contrast)
-    c.align = stage(names, batch=2, steps=500, lr=4e-4, trainable=eyes)
+        c.contrast = stage(names, batch=4, steps=600, lr=1e-3, trainable=eyes, losses=contrast)
+    c.align = stage(names, batch=2, steps=300, lr=4e-4, trainable=eyes)
     if tune:
         mixture = {style: source(s["path"], 0.25, template="") for style, s in emoji.items()}
         mixture |= dict(
@@ -69,7 +68,7 @@ def get_config(arg=""):
             text=source("corpus:dataset_cards/first_paragraph/train", 0.1),
         )
         c.tune = stage(
-            data(mixture, "chatml", length=256, size=c.model.encoders.image.size, slots=13),
+            data(mixture, "chatml", length=256, size=pixels, slots=13),
             batch=2,
             steps=400,
             lr=4e-4,
@@ -123,7 +122,7 @@ def vit():
 
 
 def efficientnet():
-    return dict(type="encoders.efficientnet.EfficientNet", variant="lite0", size=128, pool="none")
+    return dict(type="encoders.efficientnet.EfficientNet", variant="lite0", size=128, layer=-1, pool="none")
 
 
 def projector(factor):

@@ -47,7 +47,13 @@ ALL = [
     *("llava.py:size=7b", "llava.py:size=13b", "llava.py:size=7b,lora=true", "llava.py:size=13b,lora=true"),
     *("flamingo.py:size=3b", "flamingo.py:size=9b", "flamingo.py:size=80b"),
     *("quickstart.py:variant=projector", "quickstart.py:variant=flamingo"),
+    *("smol.py:vision=efficientnet", "smol.py:vision=vit", "smol.py:vision=vit,contrast=false,tune=false"),
 ]
+TOKENS = {
+    "llava.py": 32_001,
+    "flamingo.py": 32_001,
+    "smol.py": 49_153,
+}  # with <image>
 
 
 def get_config(name):
@@ -59,10 +65,16 @@ def get_config(name):
     return module.get_config(arg).to_dict()
 
 
+def tokens_of(config, name):
+    """How many tokens the tokenizer of a config has."""
+    train = config.tokenizer.get("train")
+    return train["vocab_size"] if train else TOKENS[name.partition(":")[0]]
+
+
 def shapes_of(name):
     """{stage: (shapes of all its parameters, of those it trains)}, and the config and its model."""
     config = read_config(get_config(name))
-    model = build_model(config, config.tokenizer.get("train", {}).get("vocab_size", 32_001))
+    model = build_model(config, tokens_of(config, name))
     stages = {}
     for stage in config.stages:
         shapes = parameter_shapes(config, model, stage)
@@ -128,7 +140,7 @@ def test_every_rule_finds_its_parameters(name):
             for pattern, _ in stage.optimizer[key]:
                 assert any(re.search(pattern, path) for path in tree.flatten(trained)), (stage.name, key, pattern)
         read_spec(stage.data)
-        assert list(find_losses(stage.losses)) == ["next_token"]
+        assert list(find_losses(stage.losses)) == ["image_text" if stage.name == "contrast" else "next_token"]
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -171,6 +183,19 @@ def test_llava_trains_one_epoch_by_the_published_recipe():
         np.testing.assert_allclose(ratio, 0.1 if stage is lora else 1.0, rtol=1e-5)
 
 
+def test_smol_trains_nothing_of_the_language_model_but_adapters():
+    """SmolLM2-135M's file has 134,515,008 parameters; a row for <image> is added. Adapters: rank 16 x
+    (d_in + d_out) over the seven matrices of 30 layers."""
+    _, _, stages = shapes_of("smol.py:vision=efficientnet")
+    shapes, _ = stages["align"]
+    assert tree.count(shapes["backbone"]) == 134_515_008 + 576
+    trained = {name: {p: tree.count(part) for p, part in chosen.items()} for name, (_, chosen) in stages.items()}
+    projector = 1280 * 576 + 576 * 576 + 3 * 576
+    adapters = 30 * 16 * (2 * (576 + 576) + 2 * (576 + 192) + 3 * (576 + 1536))
+    assert trained["contrast"] == trained["align"] == {"projectors": projector}
+    assert trained["tune"] == {"projectors": projector, "backbone": adapters}
+
+
 MISTYPED = ("llava.py:size=8b", "llava.py:sise=7b", "llava.py:lora=yes", "flamingo.py:size=4b")
 
 
@@ -183,5 +208,4 @@ def test_a_mistyped_argument_is_refused(name):
 @pytest.mark.parametrize("name", ALL)
 def test_a_token_of_the_tokenizer_has_a_row_in_the_table(name):
     config, model, _ = shapes_of(name)
-    tokens = config.tokenizer["train"]["vocab_size"] if "train" in config.tokenizer else 32_001  # Vicuna, <image>
-    assert model.backbone.vocab >= tokens
+    assert model.backbone.vocab >= tokens_of(config, name)

@@ -32,7 +32,7 @@ class Corpus(CorpusBuilder):
     BUILDER_CONFIGS = [
         tfds.core.BuilderConfig(name=f"{style}-{size}px", description=f"{style}, {size} x {size} pixels.")
         for style in ("openmoji", *VENDORS)
-        for size in (64, 224)
+        for size in (64, 128, 224)
     ]
     DESCRIPTION = "Emoji of one style with their English names, without variants of skin tone."
     LICENSE = "OpenMoji CC BY-SA 4.0; Noto Emoji Apache-2.0; Twemoji CC BY 4.0"
