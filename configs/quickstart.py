@@ -37,10 +37,16 @@ def get_config(arg=""):
         main=source("corpus:easy_vqa/conversations/train", 0.6, augment="dihedral", turns="apart"),
         captions=source("corpus:easy_vqa/captions/train", 0.4, template="plain", augment="dihedral"),
     )
-    c.pretrain = stage(data=data(captions, "plain", length=128, slots=12), batch=4, steps=440, lr=5e-4)
-    # A picture takes four tokens of a row where it is spliced, one where it is looked at.
-    length = 256 if c.model.fusion == "splice" else 192
-    c.sft = stage(data=data(questions, "bare", length=length, slots=3), batch=16, steps=760, lr=5e-4)
+    splice = c.model.fusion == "splice"
+    # Gates start at 0, shut, and hold back what lies behind them: they open ten times as fast as the rest learns.
+    factors = [(".*", 1.0)] if splice else [("_gate$", 10.0), (".*", 1.0)]
+    c.pretrain = stage(
+        data(captions, "plain", length=128, slots=12), batch=4, steps=440, lr=5e-4, lr_factors=factors
+    )
+    # A picture takes four tokens of a row where it is spliced, one where it is looked at; that costs more a step.
+    length, steps = (256, 760) if splice else (192, 620)
+    rows = data(questions, "bare", length=length, slots=3)
+    c.sft = stage(rows, batch=16, steps=steps, lr=5e-4, lr_factors=factors)
     c.evaluation = dict(
         easy_vqa=dict(
             type="evaluation.benchmarks.easy_vqa.evaluate",
@@ -155,7 +161,7 @@ def data(sources, template, length, slots):
     )
 
 
-def stage(data, batch, steps, lr):
+def stage(data, batch, steps, lr, lr_factors):
     return dict(
         data=data,
         batch=batch,
@@ -174,7 +180,7 @@ def stage(data, batch, steps, lr):
             eps=1e-8,
             weight_decay=0.05,
             clip=1.0,
-            lr_factors=[(".*", 1.0)],
+            lr_factors=lr_factors,
             decay=[(r"kernel$", True), (".*", False)],
         ),
         accumulate=1,

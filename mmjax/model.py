@@ -96,9 +96,9 @@ class MultimodalLM:
         return hidden, cache
 
     def decode(self, params: Mapping[str, Any], tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """One more token of each row. tokens: int32 [B, 1] -> hidden [B, 1, D], the cache."""
-        x = self.embed(params, tokens)
-        step, position = (cells.max(1, keepdims=True) + 1 for cells in (cache.steps, cache.positions))
+        """The next tokens of each row. tokens: int32 [B, T] -> hidden [B, T, D], the cache."""
+        x, more = self.embed(params, tokens), 1 + jnp.arange(tokens.shape[1])
+        step, position = (cells.max(1, keepdims=True) + more for cells in (cache.steps, cache.positions))
         hidden, cache, _ = self._extend(params, x, jnp.ones_like(tokens), step, position, cache, **cache.cross)
         return hidden, cache
 

@@ -10,10 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from mmjax import tree
 from mmjax.build import resolve
 from mmjax.config import Config, build_model
 from mmjax.evaluation.report import write_report
+from mmjax.inference.chat import Assistant
 from mmjax.inference.load import load
 from mmjax.training.stages import parameter_shapes
 from mmjax.workdir import keep_tokenizer, load_config
@@ -33,10 +36,17 @@ def evaluate(workdir: str | Path) -> dict[str, Any]:
     if not config.evaluation:
         raise ValueError(f"{workdir}: its config has no `evaluation` section, nothing to run.")
     results: dict[str, Any] = {}
-    for name, spec in config.evaluation.items():
+    assistants: dict[str | None, Assistant] = {}
+    bar = tqdm(config.evaluation.items(), desc="evaluate", unit=" benchmarks")
+    for name, spec in bar:
+        bar.set_postfix_str(name)
+        stage = spec.get("stage")
+        if stage not in assistants:
+            assistants.clear()  # one model at a time; its compiled programs serve all its benchmarks
+            assistants[stage] = load(workdir, stage)
         options = {key: value for key, value in spec.items() if key not in ("type", "stage")}
         benchmark = resolve(spec["type"], f"evaluation.{name}.type")
-        results[name] = benchmark(load(workdir, spec.get("stage")), data_dir=config.data_dir, **options)
+        results[name] = benchmark(assistants[stage], data_dir=config.data_dir, **options)
     results["parameters"] = _parameters(config, keep_tokenizer(config.tokenizer, workdir).vocab_size)
     results["seconds"] = {"train": training_seconds(workdir), "evaluate": time.perf_counter() - begun}
     figures = {name: {k: v for k, v in r.items() if k != "examples"} for name, r in results.items()}

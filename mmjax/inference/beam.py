@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from mmjax.inference.program import bucket, check_positions, last_hidden, pad_tokens
+from mmjax.inference.program import bucket, check_positions, last_hidden, pad_tokens, repeat_rows
 from mmjax.model import MultimodalLM
 from mmjax.types import Batch, Cache
 
@@ -105,7 +105,7 @@ def _search(model, params, batch, stop, pad, length_penalty, beams, max_new) -> 
         tokens=tokens,
         log_prob=jnp.where(starts, 0.0, -jnp.inf),
         ended=nothing,
-        cache=_repeat_rows(cache, beams),
+        cache=repeat_rows(cache, beams),
     )
     state = jax.lax.while_loop(promising, advance, grow(jnp.repeat(logits, beams, axis=0), state))
     # Where the search was over before max_new, these score too low to enter.
@@ -150,26 +150,6 @@ def _merge(ended: Hypotheses, tokens: jax.Array, length: jax.Array, scores: jax.
         tokens=jnp.take_along_axis(tokens, best[:, :, None], axis=1),
         lengths=jnp.take_along_axis(lengths, best, axis=1),
         scores=scores,
-    )
-
-
-def _repeat_rows(cache: Cache, times: int) -> Cache:
-    """Each row of the cache `times` times, one after the other."""
-
-    def rows(x, axis):
-        return jnp.repeat(x, times, axis=axis)
-
-    cross = {
-        name: jax.tree.map(lambda x, axis=(1 if name == "media_kv" else 0): rows(x, axis), value)
-        for name, value in cache.cross.items()
-    }
-    return cache.replace(
-        keys=rows(cache.keys, 1),
-        values=rows(cache.values, 1),
-        segments=rows(cache.segments, 0),
-        steps=rows(cache.steps, 0),
-        positions=rows(cache.positions, 0),
-        cross=cross,
     )
 
 

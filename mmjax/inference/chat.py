@@ -24,7 +24,7 @@ from mmjax.inference import sample
 from mmjax.inference.beam import beam
 from mmjax.inference.program import bucket
 from mmjax.inference.prompts import Picture, ask, check, collate, load_rgb, mark, size_of
-from mmjax.inference.score import log_likelihood
+from mmjax.inference.score import log_likelihood_of_replies
 from mmjax.inference.text import TextStream, answer
 from mmjax.model import MultimodalLM
 from mmjax.types import Batch, Sample, Turn
@@ -106,7 +106,7 @@ class Assistant:
         sampling = sampling or self.sampling
         encoded = [self._encode(prompt, sampling.max_new) for prompt in prompts]
         answers = [""] * len(prompts)
-        for chosen, rows in self._groups(encoded, prompts):
+        for chosen, rows in self._groups(encoded, prompts, self.batch):
             batch = self._collate([encoded[i] for i in chosen], [prompts[i] for i in chosen], rows)
             tokens, lengths = self._decode(batch, [*chosen, *[0] * (rows - len(chosen))], sampling)
             for row, i in enumerate(chosen):
@@ -136,25 +136,37 @@ class Assistant:
         Raises:
           ImageError, ValueError: as for `generate`; an empty candidate.
         """
-        check(prompt)
+        return self.score_many([prompt], [candidates])[0]
+
+    def score_many(self, prompts: Sequence[Sample], candidates: Sequence[Sequence[str]]) -> list[np.ndarray]:
+        """The scores of many prompts, each with candidates of its own. Raises as `score` does."""
+        found = [np.zeros(len(own), np.float32) for own in candidates]
+        encoded = [self._encode(prompt, 0) for prompt in prompts]
         replies = [
-            dataclasses.replace(prompt, turns=(*prompt.turns, Turn("assistant", text))) for text in candidates
+            [self._reply(*given, text) for text in own]
+            for *given, own in zip(prompts, encoded, candidates, strict=True)
         ]
-        layouts = self._layouts(prompt)
-        encoded = [self.encoder.encode(reply, layouts) for reply in replies]
-        for one in encoded:
-            self._check_length(prompt, len(one))
-        # Only the last reply is judged: earlier ones belong to the prompt.
-        opening = len(self.encoder.encode_prompt(prompt.turns, layouts))
-        encoded = [
-            dataclasses.replace(one, loss_weight=np.where(np.arange(len(one)) < opening, 0, one.loss_weight))
-            for one in encoded
-        ]
-        scores = np.zeros(len(candidates), np.float32)
-        for chosen, rows in self._groups(encoded, replies):
-            batch = self._collate([encoded[i] for i in chosen], [replies[i] for i in chosen], rows)
-            scores[chosen] = log_likelihood(self.model, self.params, batch)[: len(chosen)]
-        return scores
+        width = max(map(len, candidates), default=1)
+        for chosen, rows in self._groups(encoded, prompts, max(1, self.batch // width)):
+            length = bucket(max(len(ids) for i in chosen for ids, _ in replies[i]), smallest=4)
+            tokens, counted = np.zeros((rows, width, length), np.int32), np.zeros((rows, width, length), bool)
+            for row, i in enumerate(chosen):
+                for k, (ids, targets) in enumerate(replies[i]):
+                    tokens[row, k, : len(ids)], counted[row, k, : len(ids)] = ids, targets
+            batch = self._collate([encoded[i] for i in chosen], [prompts[i] for i in chosen], rows)
+            scores = log_likelihood_of_replies(self.model, self.params, batch, tokens, counted)
+            for row, i in enumerate(chosen):
+                found[i][:] = scores[row, : len(found[i])]
+        return found
+
+    def _reply(self, prompt: Sample, encoded: Encoded, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """(tokens of a reply to the prompt, which of them are targets), up to the last target."""
+        whole = dataclasses.replace(prompt, turns=(*prompt.turns, Turn("assistant", text)))
+        reply = self.encoder.encode(whole, self._layouts(prompt))
+        self._check_length(prompt, len(reply))
+        targets = reply.loss_weight[len(encoded) :] > 0
+        end = 1 + int(np.flatnonzero(targets)[-1])
+        return reply.tokens[len(encoded) :][:end], targets[:end]
 
     def chat(self, system: str = "") -> Conversation:
         """A conversation that remembers its turns and pictures."""
@@ -194,8 +206,11 @@ class Assistant:
                 f"{prompt.id}: wants {tokens} tokens, {note}the model's window has {self.length}. Shorten it."
             )
 
-    def _groups(self, encoded: Sequence[Encoded], prompts: Sequence[Sample]) -> Iterator[tuple[list[int], int]]:
-        """(which prompts, rows of their batch): those of like length together, and those about one picture."""
+    def _groups(
+        self, encoded: Sequence[Encoded], prompts: Sequence[Sample], most: int
+    ) -> Iterator[tuple[list[int], int]]:
+        """(which prompts, `most` at once, rows of their batch): those of like length together, and those about one
+        picture."""
         place: dict[Any, int] = {}
         for prompt in prompts:
             place.setdefault(_shown(prompt), len(place))
@@ -205,9 +220,9 @@ class Assistant:
 
         order = sorted(range(len(encoded)), key=key)
         # The last batch of many is filled up with empty rows: the program for a full one exists already.
-        rows = self.batch if len(order) > self.batch else min(self.batch, bucket(len(order), smallest=1))
-        for begin in range(0, len(order), self.batch):
-            yield order[begin : begin + self.batch], rows
+        rows = most if len(order) > most else min(most, bucket(len(order), smallest=1))
+        for begin in range(0, len(order), most):
+            yield order[begin : begin + most], rows
 
     def _collate(self, encoded: Sequence[Encoded], prompts: Sequence[Sample], rows: int):
         loaded: dict[Any, Any] = {}

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.model import MultimodalLM
-from mmjax.types import Batch
+from mmjax.types import Batch, Cache
 
 SMALLEST = 16
 
@@ -66,3 +66,23 @@ def last_hidden(hidden: jax.Array, segments: jax.Array) -> jax.Array:
     """hidden [B, T, D] of rows padded on the right -> [B, D], each row's at its last token."""
     last = jnp.maximum((segments > 0).sum(1) - 1, 0)
     return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
+
+
+def repeat_rows(cache: Cache, times: int) -> Cache:
+    """Each row of the cache `times` times, one after the other."""
+
+    def rows(x, axis):
+        return jnp.repeat(x, times, axis=axis)
+
+    cross = {
+        name: jax.tree.map(lambda x, axis=(1 if name == "media_kv" else 0): rows(x, axis), value)
+        for name, value in cache.cross.items()
+    }
+    return cache.replace(
+        keys=rows(cache.keys, 1),
+        values=rows(cache.values, 1),
+        segments=rows(cache.segments, 0),
+        steps=rows(cache.steps, 0),
+        positions=rows(cache.positions, 0),
+        cross=cross,
+    )

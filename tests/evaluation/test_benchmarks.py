@@ -29,9 +29,12 @@ class Seeing:
         assert all(prompt.turns[0].text == "<image>\nWhat is it?" for prompt in prompts)
         return [prompt.images[0].decode().upper() + " " for prompt in prompts]
 
-    def score(self, prompt, candidates):
-        assert len(set(candidates)) == len(candidates) == 3
-        return np.array([name == prompt.images[0].decode() for name in candidates], np.float32)
+    def score_many(self, prompts, candidates):
+        assert all(len(set(own)) == len(own) == 3 for own in candidates)
+        return [
+            np.array([name == prompt.images[0].decode() for name in own], np.float32)
+            for prompt, own in zip(prompts, candidates, strict=True)
+        ]
 
 
 @pytest.fixture(autouse=True)

@@ -49,8 +49,5 @@ def _candidates(names: Sequence[str], choices: int) -> list[list[str]]:
 
 
 def _share_right(assistant: Assistant, samples: Sequence[Sample], question: str, names, candidates) -> float:
-    hits = [
-        float(assistant.score(asked(sample, question), chosen).argmax() == 0)
-        for sample, chosen in zip(samples, candidates, strict=True)
-    ]
-    return float(np.mean(hits))
+    scores = assistant.score_many([asked(sample, question) for sample in samples], candidates)
+    return float(np.mean([own.argmax() == 0 for own in scores]))
