@@ -93,19 +93,19 @@ def training_seconds(workdir: Path) -> float:
 
 def table(results: Mapping[str, Any]) -> str:
     """The figures as text, for the terminal."""
-    lines = []
+    lines, width = [], max(24, *(len(name) + 2 for name in results))
     for name, result in results.items():
         if "kinds" in result:
-            lines.append(f"{name:24}{'model':>9}{'question only':>15}{'shuffled':>10}{'questions':>11}")
+            lines.append(f"{name:{width}}{'model':>9}{'question only':>15}{'shuffled':>10}{'questions':>11}")
             rows = {**result["kinds"], "all": result}
             lines += [
-                f"  {kind:22}{row['accuracy']:>9.1%}{row['question_only']:>15.1%}{row['shuffled']:>10.1%}"
+                f"  {kind:{width - 2}}{row['accuracy']:>9.1%}{row['question_only']:>15.1%}{row['shuffled']:>10.1%}"
                 f"{row['count']:>11,}"
                 for kind, row in rows.items()
             ]
         elif isinstance(result, Mapping):
             figures = {k: v for k, v in result.items() if isinstance(v, int | float)}
-            lines.append(f"{name:24}" + ", ".join(f"{k} {_number(v)}" for k, v in figures.items()))
+            lines.append(f"{name:{width}}" + ", ".join(f"{k} {_number(v)}" for k, v in figures.items()))
     return "\n".join(lines)
 
 

@@ -53,8 +53,9 @@ def test_captions_of_one_who_sees():
 def test_naming_by_one_who_sees():
     options = dict(data_dir="", test="corpus:x/y/z", question="What is it?", limit=4, choices=3)
     found = naming.evaluate(Seeing(), **options)
-    assert found["accuracy"] == 1 and found["shuffled"] < 1 and found["count"] == 4
+    assert found["accuracy"] == 1 and found["shuffled"] == 0 and found["count"] == 4
     assert found["chance"] == pytest.approx(1 / 3)
+    assert found["accuracy_norm"] == 1 and found["shuffled_norm"] == 0
     with pytest.raises(ValueError, match="9 of 4 names"):
         naming.evaluate(Seeing(), **options | dict(choices=9))
 
@@ -65,3 +66,12 @@ def test_naming_by_one_who_sees():
 )
 def test_token_f1(prediction, reference, score):
     assert token_f1(prediction, reference) == pytest.approx(score)
+
+
+def test_naming_by_one_who_counts_letters(monkeypatch):
+    """Minus a name's length as its log-likelihood: the shortest name always wins, and per letter none does."""
+    monkeypatch.setattr(Seeing, "score_many", lambda *given: [-np.array([*map(len, own)]) for own in given[2]])
+    options = dict(data_dir="", test="corpus:x/y/z", question="What is it?", limit=4, choices=2)
+    found = naming.evaluate(Seeing(), **options)
+    assert 0 < found["accuracy"] == found["shuffled"] < 1
+    assert found["accuracy_norm"] == found["shuffled_norm"] == 0

@@ -10,7 +10,6 @@ import numpy as np
 from mmjax.data.sources import open_source
 from mmjax.evaluation.samples import asked, moved_on, spread
 from mmjax.inference.chat import Assistant
-from mmjax.types import Sample
 
 
 def evaluate(
@@ -22,18 +21,20 @@ def evaluate(
       test: a corpus of captioned pictures. question: what stands after the picture. limit: pictures, 0 for all.
 
     Returns:
-      accuracy: share of pictures whose own name has the highest log-likelihood. shuffled: the same, each picture's
-      pixels replaced by another's. chance: 1 / choices. count.
+      accuracy: share of pictures whose own name has the highest log-likelihood. accuracy_norm: the highest one per
+      byte of the name, so that long names are not at a disadvantage (lm-evaluation-harness, `acc_norm`).
+      shuffled, shuffled_norm: the same, each picture's pixels replaced by another's. chance: 1 / choices. count.
     """
     samples = spread(open_source(test, "", data_dir), limit)
     names = [sample.turns[1].text for sample in samples]
     candidates = _candidates(names, choices)
-    return {
-        "accuracy": _share_right(assistant, samples, question, names, candidates),
-        "shuffled": _share_right(assistant, moved_on(samples), question, names, candidates),
-        "chance": 1 / choices,
-        "count": len(samples),
-    }
+    sizes = [np.array([len(name.encode()) for name in own]) for own in candidates]
+    shares = {}
+    for name, shown in {"accuracy": samples, "shuffled": moved_on(samples)}.items():
+        scores = assistant.score_many([asked(sample, question) for sample in shown], candidates)
+        shares[name] = _first_wins(scores)
+        shares[f"{name}_norm"] = _first_wins([own / size for own, size in zip(scores, sizes, strict=True)])
+    return shares | {"chance": 1 / choices, "count": len(samples)}
 
 
 def _candidates(names: Sequence[str], choices: int) -> list[list[str]]:
@@ -48,6 +49,5 @@ def _candidates(names: Sequence[str], choices: int) -> list[list[str]]:
     return found
 
 
-def _share_right(assistant: Assistant, samples: Sequence[Sample], question: str, names, candidates) -> float:
-    scores = assistant.score_many([asked(sample, question) for sample in samples], candidates)
-    return float(np.mean([own.argmax() == 0 for own in scores]))
+def _first_wins(scores: Sequence[np.ndarray]) -> float:
+    return float(np.mean([(own[0] > own[1:]).all() for own in scores]))
