@@ -71,7 +71,7 @@ def get_config(arg=""):
         c.tune = stage(
             data(mixture, "chatml", length=256, size=pixels, slots=14),
             batch=2,
-            steps=250,
+            steps=200,
             lr=4e-4,
             trainable=[*eyes, "/lora_a$", "/lora_b$"],
             lora=[("^backbone/layers/", dict(rank=16, alpha=32))],
@@ -197,10 +197,10 @@ def evaluation(tune, pixels):
             corpus = dict(test=f"corpus:emoji_styles/{style}-{pixels}px/{split}", **asked)
             cell = f"{concept}_concepts_{'unseen' if style in UNSEEN else 'seen'}_style"
             found[f"naming_{cell}"] = dict(
-                type="evaluation.benchmarks.naming.evaluate", choices=10, limit=150, **corpus
+                type="evaluation.benchmarks.naming.evaluate", choices=10, limit=100, **corpus
             )
             found[f"captions_{cell}"] = dict(
-                type="evaluation.benchmarks.captions.evaluate", limit=150, examples=6, **corpus
+                type="evaluation.benchmarks.captions.evaluate", limit=100, examples=6, **corpus
             )
     if not tune:
         return found
