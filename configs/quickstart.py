@@ -44,7 +44,7 @@ def get_config(arg=""):
         data(captions, "plain", length=128, slots=12), batch=4, steps=440, lr=5e-4, lr_factors=factors
     )
     # A picture takes four tokens of a row where it is spliced, one where it is looked at; that costs more a step.
-    length, steps = (256, 760) if splice else (192, 620)
+    length, steps = (256, 760) if splice else (192, 540)
     rows = data(questions, "bare", length=length, slots=3)
     c.sft = stage(rows, batch=16, steps=steps, lr=5e-4, lr_factors=factors)
     c.evaluation = dict(
