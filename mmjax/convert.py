@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from absl import logging
 from tqdm import tqdm
 
@@ -27,9 +26,8 @@ from mmjax.hub.peft import write_adapter
 from mmjax.hub.recipe import CONFIG, model_section, workdir_config
 from mmjax.hub.table import Move, check, moves, rows_under, theirs_specs, to_ours, to_theirs
 from mmjax.hub.tensors import CheckpointError, SafetensorsFolder, SafetensorsWriter, Spec, Tensors
-from mmjax.nn.linear import merge_lora
 from mmjax.training.checkpoint import Checkpoints
-from mmjax.training.stages import trained_parameters
+from mmjax.training.trained import TrainedTensors
 from mmjax.workdir import load_config, save_config
 
 
@@ -157,24 +155,12 @@ def parameter_shapes(config: Config) -> dict[str, Any]:
     return jax.eval_shape(build_model(config, 0).init, jax.random.key(0))
 
 
-class Arrays:
-    """Parameters in memory, with the interface of Tensors."""
-
-    def __init__(self, params: tree.Tree):
-        self._arrays = tree.flatten(params)
-        self.specs = specs_of(params)
-
-    def read(self, name: str, index: int | None = None) -> np.ndarray:
-        return np.asarray(self._arrays[name] if index is None else self._arrays[name][index])
-
-
 def newest_parameters(config: Config, workdir: Path, merged: bool = True) -> Tensors:
     """The parameters of the last stage that has any, adapters merged or not; else those the workdir came with."""
     for stage in reversed(config.stages):
         if (workdir / stage.name / "checkpoints").exists():
             with Checkpoints(workdir / stage.name / "checkpoints", keep=config.keep) as checkpoints:
-                params = trained_parameters(checkpoints)
-                return Arrays(merge_lora(params) if merged else params)
+                return TrainedTensors(checkpoints, merged)
     return SafetensorsFolder(workdir / WEIGHTS)
 
 

@@ -59,6 +59,11 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
+def one_device() -> Mesh:
+    """The mesh of this process's first device alone."""
+    return make_mesh({"data": 1}, jax.local_devices()[:1])
+
+
 def fit(spec: Sequence[Any], shape: Sequence[int], mesh: Any) -> PartitionSpec:
     """The spec for the last dimensions of `shape`, without the axes that do not divide their dimension."""
     spec = [None] * (len(shape) - len(spec)) + list(spec)[max(0, len(spec) - len(shape)) :]

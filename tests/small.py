@@ -127,3 +127,10 @@ def _padding(rows, length, slots):
         loss_weight=np.zeros((rows, length), np.float32),
         media={"image": media},
     )
+
+
+def read_params(checkpoints, step=None):
+    """All that the `params` of a checkpoint hold, on the first device."""
+    saved, read = checkpoints.open_params(step)
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return read(jax.tree.map(lambda leaf: leaf.update(sharding=here), saved))

@@ -12,9 +12,9 @@ from mmjax.data.spec import read_spec
 from mmjax.hub.load import load_parts
 from mmjax.inference.chat import Assistant, Sampling
 from mmjax.nn.linear import merge_lora
-from mmjax.sharding import make_mesh, shard_tree
+from mmjax.sharding import one_device, shard_tree
 from mmjax.training.checkpoint import Checkpoints
-from mmjax.training.stages import trained_parameters
+from mmjax.training.trained import trained_parameters
 from mmjax.workdir import keep_tokenizer, load_config
 
 BATCH = 64  # prompts answered at once
@@ -38,7 +38,7 @@ def load(workdir: str | Path, stage: str | None = None) -> Assistant:
             params = merge_lora(trained_parameters(checkpoints))
     else:
         shapes = jax.eval_shape(model.init, jax.random.key(0))
-        params = load_parts(config.load, shapes, shard_tree(shapes, make_mesh({"data": 1})))
+        params = load_parts(config.load, shapes, shard_tree(shapes, one_device()))
     data = read_spec(chosen.data)
     splice = model.fusion == "splice"
     span = model.tokens_per_medium().get("image", 1) if splice else 1

@@ -17,7 +17,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -140,28 +140,28 @@ class Checkpoints(AbstractContextManager):
                     self._set_aside(step, f"it cannot be read ({error})")
         raise FileNotFoundError(self._none_whole())
 
-    def restore_params(self, abstract: Any = None, step: int | None = None) -> Any:
-        """The `params` part alone, for inference; only its files are verified, and nothing is renamed.
+    def open_params(self, step: int | None = None) -> tuple[Any, Callable[[Any], Any]]:
+        """The `params` of a step, None for the newest with whole ones; its files alone are verified, once, here.
 
-        Args:
-          abstract: a pytree of `jax.ShapeDtypeStruct`s with shardings: a subset will do, and another dtype
-            casts. None for all as it was saved, on this process's first device.
-          step: None for the newest step whose `params` are whole.
+        Returns:
+          Its shapes, a pytree of `jax.ShapeDtypeStruct`s, and what reads such a pytree with shardings: a subset
+          will do, and another dtype casts; it raises ValueError for what was not saved.
 
         Raises:
           FileNotFoundError: there is no such step, or none is whole.
-          ValueError: the step asked for is damaged, or lacks what `abstract` names.
+          ValueError: the step asked for is damaged.
         """
         path = self._choose(step, parts=["params"])
         saved = ocp.metadata(path, "params").metadata
-        if abstract is None:
-            here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-            abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), saved)
-        _check(abstract, saved, path, subset=True)
-        context = ocp.Context()
-        context.pytree.loading.partial_load = True
-        with context:
-            return ocp.load_checkpointables(path, {"params": abstract})["params"]
+
+        def read(abstract: Any) -> Any:
+            _check(abstract, saved, path, subset=True)
+            context = ocp.Context()
+            context.pytree.loading.partial_load = True
+            with context:
+                return ocp.load_checkpointables(path, {"params": abstract})["params"]
+
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), saved), read
 
     def config(self, step: int | None = None) -> str:
         """The config's text as it was saved with a step; None for the newest.

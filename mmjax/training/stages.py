@@ -30,6 +30,7 @@ from mmjax.training.metrics import Metrics, Progress
 from mmjax.training.optimizer import make_optimizer
 from mmjax.training.state import TrainState, make_state
 from mmjax.training.step import make_evaluation, make_step
+from mmjax.training.trained import trained_parameters
 from mmjax.workdir import keep_tokenizer, save_config
 
 
@@ -173,39 +174,38 @@ def _initialise(config: Config, model: MultimodalLM, stage: Stage) -> dict[str, 
 def _starting_parameters(run: Run, stage: Stage, shapes: tree.Tree) -> dict[str, Any]:
     """For the first stage what `load` names, the rest from scratch; else what the stage before ended with."""
     shardings = shard_tree(shapes, run.mesh)
-    fresh = jax.jit(lambda: _initialise(run.config, run.model, stage), out_shardings=shardings)
     index = run.config.stages.index(stage)
     if index == 0:
         plain = {path: "/lora_" not in path for path in tree.flatten(shapes)}  # adapters begin here
         places = tree.partition(shardings, plain)[0]
-        loaded = tree.flatten(load_parts(run.config.load, tree.partition(shapes, plain)[0], places))
-        # Only what was not loaded is computed: the compiler drops the rest.
-        missing = {path: path not in loaded for path in tree.flatten(shapes)}
-        rest = jax.jit(
-            lambda: tree.partition(_initialise(run.config, run.model, stage), missing)[0],
-            out_shardings=tree.partition(shardings, missing)[0],
-        )
-        return tree.merge(rest(), tree.unflatten(loaded))
-    before = run.config.stages[index - 1]
+        found = load_parts(run.config.load, tree.partition(shapes, plain)[0], places)
+    else:
+        found = _carried_over(run, run.config.stages[index - 1], stage, shapes)
+    there = tree.flatten(found)
+    # Only what is missing is computed: the compiler drops the rest.
+    missing = {path: path not in there for path in tree.flatten(shapes)}
+    rest = jax.jit(
+        lambda: tree.partition(_initialise(run.config, run.model, stage), missing)[0],
+        out_shardings=tree.partition(shardings, missing)[0],
+    )
+    return tree.merge(rest(), found)
+
+
+def _carried_over(run: Run, before: Stage, stage: Stage, shapes: tree.Tree) -> dict[str, Any]:
+    """What `before` ended with, as `stage` wants it: all but the adapters that it adds."""
     with run.checkpoints(before) as checkpoints:
         if checkpoints.latest() != before.steps:
             raise ValueError(
                 f"Stage {stage.name!r} starts from {before.name!r}, not done in {run.workdir}; train that first."
             )
-        params = trained_parameters(checkpoints)
-    if stage.lora:  # adapters that this stage adds are not in the checkpoint
-        params = tree.merge(fresh(), params)
+        params = trained_parameters(checkpoints, run.mesh)
+    if stage.lora:
+        there = tree.flatten(params)
+        old = {path: path in there or "/lora_" not in path for path in tree.flatten(shapes)}
+        shapes = tree.partition(shapes, old)[0]
     if trouble := tree.explain_mismatch(shapes, params):
         raise ValueError(f"Stage {stage.name!r} cannot start from {before.name!r}:\n{trouble}")
-    return jax.tree.map(
-        lambda p, shape, place: jax.device_put(p.astype(shape.dtype), place), params, shapes, shardings
-    )
-
-
-def trained_parameters(checkpoints: Checkpoints) -> dict[str, Any]:
-    """The whole model's parameters at the newest step: averaged where the stage kept a running mean."""
-    saved = checkpoints.restore_params()
-    return tree.merge(saved.get("frozen") or {}, saved["trainable"], saved.get("ema") or {})
+    return jax.tree.map(lambda p, shape: p.astype(shape.dtype), params, shapes)
 
 
 def _check_batch(stage: Stage, mesh: jax.sharding.Mesh) -> None:

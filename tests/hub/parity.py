@@ -7,9 +7,10 @@ import numpy as np
 import tokenizers
 import torch
 
+from mmjax import tree
 from mmjax.config import build_model
 from mmjax.convert import import_folder
-from mmjax.hub.load import load_parts
+from mmjax.hub.load import load_parts, specs_of
 from mmjax.sharding import make_mesh, shard_tree
 from mmjax.types import Batch, Media
 from mmjax.workdir import load_config
@@ -17,6 +18,17 @@ from mmjax.workdir import load_config
 TOLERANCE = 1e-4
 VOCAB = 120
 ERRORS = {}  # of each test, for the table (conftest.py)
+
+
+class Arrays:
+    """Parameters in memory, with the interface of Tensors."""
+
+    def __init__(self, params):
+        self._arrays = tree.flatten(params)
+        self.specs = specs_of(params)
+
+    def read(self, name, index=None):
+        return np.asarray(self._arrays[name] if index is None else self._arrays[name][index])
 
 
 def randomise(model, seed=0):

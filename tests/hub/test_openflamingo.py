@@ -13,11 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from parity import TOLERANCE, error
+from parity import TOLERANCE, Arrays, error
 from safetensors.numpy import save_file
 
 from mmjax import tree
-from mmjax.convert import Arrays
 from mmjax.hub.load import load_parts
 from mmjax.hub.openflamingo import block_rows, perceiver_rows
 from mmjax.hub.table import moves, to_theirs

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from parity import TOLERANCE, assert_same_weights, error, randomise
+from parity import TOLERANCE, Arrays, assert_same_weights, error, randomise
 
 from mmjax.build import build
-from mmjax.convert import Arrays, write_folder
+from mmjax.convert import write_folder
 from mmjax.hub.aside import Origin, find_origin
 from mmjax.hub.folder import HubFolder
 from mmjax.hub.load import load_parts

@@ -1,18 +1,22 @@
 """Whole runs: stages in order, resuming to the bit, kills and signals, static shapes, bad steps."""
 
 import json
+import os
 import signal
 import time
 
 import jax
 import numpy as np
 import pytest
+from small import read_params
 from tiny_run import config, metrics, mmjax, write_config, write_data
 
 from mmjax import tree
+from mmjax.nn.linear import merge_lora
 from mmjax.training.checkpoint import Checkpoints
 from mmjax.training.loop import Stopped, TooManySkipped
-from mmjax.training.stages import train, trained_parameters
+from mmjax.training.stages import train
+from mmjax.training.trained import TrainedTensors, trained_parameters
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +29,7 @@ def data(tmp_path_factory):
 def saved(workdir, stage="sft", step=None):
     """All parameters of a checkpoint, by default the newest: {'trainable/...': array, 'frozen/...': array}."""
     with Checkpoints(workdir / stage / "checkpoints", keep=3) as checkpoints:
-        return tree.flatten(jax.device_get(checkpoints.restore_params(step=step)))
+        return tree.flatten(jax.device_get(read_params(checkpoints, step)))
 
 
 def assert_same(one, other):
@@ -194,7 +198,42 @@ def test_sigterm_saves_and_exits_cleanly(data, tmp_path):
         assert checkpoints.latest() == last
 
 
-def test_trained_parameters_are_whole(whole):
-    with Checkpoints(whole / "pretrain" / "checkpoints", keep=3) as checkpoints:
-        params = trained_parameters(checkpoints)
-    assert set(params) == {"backbone", "encoders", "projectors"}
+@pytest.fixture(scope="module")
+def adapted(data, tmp_path_factory):
+    """(config, workdir) of a run with adapters in its second stage and running means in both."""
+    raw, workdir = config(data, ema=0.5), tmp_path_factory.mktemp("adapted")
+    raw["sft"] |= dict(lora=[("attention/", dict(rank=4, alpha=8))], trainable=["^projectors/", "/lora_[ab]$"])
+    train(raw, workdir)
+    return raw, workdir
+
+
+def test_stages_on_several_devices(adapted, data, tmp_path, monkeypatch):
+    """Both stages split over four devices; then an answer with four devices in sight."""
+    raw, workdir = adapted
+    write_config(raw | dict(mesh=dict(fsdp=4)), tmp_path / "c.py")
+    monkeypatch.setenv("XLA_FLAGS", os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4")
+    picture = ("--image", data / "0.png", "--prompt", "What colour is it?")
+    for command in (("train", "--config", tmp_path / "c.py"), ("generate", *picture)):
+        process = mmjax(*command, "--workdir", tmp_path / "four")
+        output, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, output
+    for stage in ("pretrain", "sft"):
+        one, four = ([line["loss"] for line in metrics(run, stage)] for run in (workdir, tmp_path / "four"))
+        np.testing.assert_allclose(four, one, rtol=1e-4)
+
+
+@pytest.mark.parametrize("merged", [True, False])
+def test_trained_tensors_are_the_trained_parameters(adapted, merged):
+    """Read one by one, layer by layer; none is kept."""
+    with Checkpoints(adapted[1] / "sft" / "checkpoints", keep=3) as checkpoints:
+        params, tensors = trained_parameters(checkpoints), TrainedTensors(checkpoints, merged)
+        averaged = read_params(checkpoints)["ema"]
+    assert_same(tree.flatten(averaged), {path: tree.flatten(params)[path] for path in tree.flatten(averaged)})
+    params = tree.flatten(merge_lora(params) if merged else params)
+    assert tensors.specs.keys() == params.keys()
+    assert {path.split("/")[0] for path in params} == {"backbone", "encoders", "projectors"}
+    for path, leaf in params.items():
+        stacked = "/layers/" in path
+        found = np.stack([tensors.read(path, i) for i in range(len(leaf))]) if stacked else tensors.read(path)
+        np.testing.assert_array_equal(found, leaf, err_msg=path)
+    assert not tensors._held
