@@ -10,6 +10,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from mmjax.build import suggest
+from mmjax.heap import keep_freed_memory
 
 FLAGS = flags.FLAGS
 
@@ -49,6 +50,7 @@ def train() -> None:
     flags.DEFINE_bool("profile", False, "Write a profiler trace of a few steps to WORKDIR/STAGE/profile")
 
     def run() -> None:
+        keep_freed_memory()
         from mmjax.training.loop import Stopped
         from mmjax.training.stages import train
 
@@ -65,6 +67,7 @@ def evaluate() -> None:
     _workdir_flag()
 
     def run() -> None:
+        keep_freed_memory()
         from mmjax.evaluation.run import evaluate, table
 
         results = evaluate(FLAGS.workdir)
