@@ -100,7 +100,7 @@ def _markdown(systems: Sequence[System]) -> str:
         by_figures.setdefault(keys, []).append(name)
     parts = [_seeds(systems), *_unlike_options(systems, names)]
     for figures, alike in by_figures.items():
-        rows = [((_spoken(name), s.name), found[name][s.name]) for name in alike for s in systems]
+        rows = [((_spoken(name), s), runs) for name in alike for s, runs in found[name].items() if runs]
         parts += _table(("benchmark", "system"), rows, systems) if figures else []
         for name in alike:
             parts += _kinds(name, found[name], systems)
@@ -145,6 +145,7 @@ def _kinds(name: str, found: Mapping[str, Sequence[Mapping[str, Any]]], systems:
         )
         for kind in kinds
         for s in systems
+        if found[s.name]
     ]
     return _table((_spoken(name), "system"), rows, systems) if rows else []
 

@@ -104,7 +104,6 @@ count: 7.
 | benchmark | system | perplexity |
 | --- | --- | ---: |
 | perplexity | smol | 31.0 ± 1.0 |
-| perplexity | x\|attn | – |
 
 tokens: 8,128.
 
