@@ -50,7 +50,7 @@ def compare_into(file: str | os.PathLike[str], workdirs: Sequence[str | os.PathL
     folder = file.with_suffix("")
     drawings = {
         "curves.svg": ("Training loss of every stage and run", loss_curves(systems)),
-        "examples.svg": ("Held-out pictures with each system's answer", contact_sheet(systems)),
+        "examples.svg": ("Pictures with each system's answer", contact_sheet(systems)),
     }
     parts, written = [_markdown(systems)], []
     for name, (title, drawing) in drawings.items():

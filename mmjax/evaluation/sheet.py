@@ -1,4 +1,4 @@
-"""A contact sheet: held-out pictures, the reference, and what each system answers."""
+"""A contact sheet: pictures, the reference, and what each system answers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def contact_sheet(systems: Sequence[System]) -> str | None:
     rows = max(1, PICTURES // len(shared) // columns)
     drawn, y = [], 0.0
     for name, answers in shared.items():
-        drawn.append(words(0, y + 14, f"Held-out pictures: {name.replace('_', ' ')}", 14, font_weight=600))
+        drawn.append(words(0, y + 14, name.replace("_", " ").capitalize(), 14, font_weight=600))
         if without := [names[i] for i in range(len(names)) if i not in dict(answers[0])]:
             note = f"no examples of {', '.join(without)}"
             drawn.append(words(WIDTH, y + 14, note, 12, fill=SOFT, text_anchor="end"))
@@ -47,7 +47,7 @@ def contact_sheet(systems: Sequence[System]) -> str | None:
             drawn.append(tag("g", *cards, transform=f"translate(0 {y:g})"))
             y += height + GAP
         y += GAP
-    return page(y - 2 * GAP, "Held-out pictures with each system's answer", *drawn)
+    return page(y - 2 * GAP, "Pictures with each system's answer", *drawn)
 
 
 def _shared(systems: Sequence[System]) -> dict[str, list[Answers]]:

@@ -246,7 +246,7 @@ def test_the_contact_sheet_shows_what_all_systems_answered(tmp_path, runs):
     (tmp_path / "r.md").write_text(f"{BEGIN}\n{END}\n")
     compare_into(tmp_path / "r.md", runs)
     texts, root = drawing(tmp_path / "r" / "examples.svg")
-    assert "Held-out pictures: easy vqa" in texts and texts.count("what is it?") == 2 and "only here" not in texts
+    assert "Easy vqa" in texts and texts.count("what is it?") == 2 and "only here" not in texts
     assert len(list(root.iter(f"{SVG}image"))) == 2
     right, wrong = ({n.text for n in root.iter(f"{SVG}text") if n.get("fill") == tone} for tone in (RIGHT, WRONG))
     assert right == {"✓", "circle"} and wrong == {"✗", "triangle", "square <b>\ufffd"}
