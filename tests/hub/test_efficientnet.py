@@ -17,12 +17,12 @@ import numpy as np
 import pytest
 import skimage.data
 import torch
-from parity import TOLERANCE, error
+from parity import TOLERANCE, Arrays, error
 from PIL import Image
 
 from mmjax import tree
 from mmjax.build import build
-from mmjax.convert import Arrays, convert
+from mmjax.convert import convert
 from mmjax.encoders.efficientnet import Depthwise
 from mmjax.hub import efficientnet, packaged
 from mmjax.hub.load import load_parts
