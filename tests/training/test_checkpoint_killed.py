@@ -40,7 +40,7 @@ def train_until_killed(directory, die_while_sealing):
 def run_and_kill(directory, delay=None):
     """Starts the child, kills it `delay` seconds after its second save began (None: it kills itself)."""
     how = "seal" if delay is None else "train"
-    environment = os.environ | {"JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, __file__, how, str(directory)]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         try:
