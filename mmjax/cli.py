@@ -10,7 +10,6 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from mmjax.build import suggest
-from mmjax.heap import keep_freed_memory
 
 FLAGS = flags.FLAGS
 
@@ -50,7 +49,6 @@ def train() -> None:
     flags.DEFINE_bool("profile", False, "Write a profiler trace of a few steps to WORKDIR/STAGE/profile")
 
     def run() -> None:
-        keep_freed_memory()
         from mmjax.training.loop import Stopped
         from mmjax.training.stages import train
 
@@ -67,7 +65,6 @@ def evaluate() -> None:
     _workdir_flag()
 
     def run() -> None:
-        keep_freed_memory()
         from mmjax.evaluation.run import evaluate, table
 
         results = evaluate(FLAGS.workdir)

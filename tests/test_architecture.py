@@ -12,7 +12,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
 # A room may import from rooms of earlier lines, and from itself.
 TIERS = (
-    "types tree sharding heap",
+    "types tree sharding",
     "build nn data",
     "encoders projectors backbones generators",
     "model hub",
