@@ -23,14 +23,6 @@ from mmjax.convert import export_workdir, import_folder
 pytest.importorskip("vllm")
 pytestmark = pytest.mark.slow
 
-PICTURES = {"wide": families.WIDE, "small": families.SMALL, "tall": families.TALL}
-PROMPTS = [
-    ("<image>what is it?", ["wide"]),
-    ("no picture", []),
-    ("a <image> or <image>", ["small", "tall"]),
-    ("and<image>?", ["tall"]),
-]
-
 
 def assert_served(prompts, expected, folder):
     """Replies of vLLM, from what the folder's checkpoint `hf` is after import and export."""
@@ -155,12 +147,11 @@ def test_replies_about_pictures_of(name, tmp_path, monkeypatch):
     theirs, processor = WHOLE[name]()
     randomise(theirs).save_pretrained(tmp_path / "hf")
     processor.save_pretrained(tmp_path / "hf")
-    for picture, image in PICTURES.items():
-        image.save(tmp_path / f"{picture}.png")
+    tiled.write_records(tmp_path, families.CONVERSATIONS)
     prompts, expected = [], []
-    for question, shown in PROMPTS:
+    for n, (question, _, shown) in enumerate(families.CONVERSATIONS):
         question = question.replace("<image>", MARKS.get(name, "<image>"))
-        images = [PICTURES[picture] for picture in shown] or None
-        expected.append(reply(theirs, processor(text=[question], images=images, return_tensors="pt")))
-        prompts.append(dict(prompt=question, pictures=[str(tmp_path / f"{picture}.png") for picture in shown]))
+        expected.append(reply(theirs, processor(text=[question], images=shown or None, return_tensors="pt")))
+        pictures = [str(tmp_path / f"{n}-{k}.png") for k in range(len(shown))]
+        prompts.append(dict(prompt=question, pictures=pictures))
     assert_served(prompts, expected, tmp_path)
