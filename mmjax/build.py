@@ -12,6 +12,8 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from mmjax.errors import UserError
+
 
 def suggest(name: str, known: Iterable[str]) -> str:
     """'; did you mean ...?' with the nearest known name, or the list of them."""
@@ -24,11 +26,11 @@ def resolve(name: str, where: str = "type") -> Any:
     """The class or function a dotted name stands for, looked up inside mmjax first.
 
     Raises:
-      ValueError: no such module or name; says the nearest right one.
+      UserError: no such module or name; says the nearest right one.
     """
     module_name, _, attribute = name.rpartition(".")
     if not module_name:
-        raise ValueError(f"{where}: {name!r} is not a dotted name such as 'projectors.mlp.MLP'.")
+        raise UserError(f"{where}: {name!r} is not a dotted name such as 'projectors.mlp.MLP'.")
     module = None
     for candidate in (f"mmjax.{module_name}", module_name):
         try:
@@ -38,9 +40,9 @@ def resolve(name: str, where: str = "type") -> Any:
             if error.name is None or not (candidate == error.name or candidate.startswith(error.name + ".")):
                 raise  # the module exists; something that it imports does not
     if module is None:
-        raise ValueError(f"{where}: no module {module_name!r}, neither in mmjax nor on the Python path.")
+        raise UserError(f"{where}: no module {module_name!r}, neither in mmjax nor on the Python path.")
     if not hasattr(module, attribute):
-        raise ValueError(f"{where}: no {attribute!r} in {module.__name__}" + suggest(attribute, vars(module)))
+        raise UserError(f"{where}: no {attribute!r} in {module.__name__}" + suggest(attribute, vars(module)))
     return getattr(module, attribute)
 
 
@@ -53,11 +55,11 @@ def build(spec: Mapping[str, Any], where: str, **given: Any) -> Any:
       where: the config path, for messages.
 
     Raises:
-      ValueError: an unknown or missing key, with the nearest right one.
+      UserError: an unknown or missing key, with the nearest right one.
     """
     spec = dict(spec)
     if "type" not in spec:
-        raise ValueError(f"{where}: no 'type' among its keys {sorted(spec)}.")
+        raise UserError(f"{where}: no 'type' among its keys {sorted(spec)}.")
     cls = resolve(spec.pop("type"), f"{where}.type")
     variant = _variant(cls, spec.pop("variant", None), where)
     parameters = {
@@ -65,12 +67,12 @@ def build(spec: Mapping[str, Any], where: str, **given: Any) -> Any:
     }
     for key in spec:
         if key not in parameters:
-            raise ValueError(f"{where}: {cls.__name__} has no key {key!r}" + suggest(key, parameters))
+            raise UserError(f"{where}: {cls.__name__} has no key {key!r}" + suggest(key, parameters))
     given = {key: value for key, value in given.items() if key in parameters}
     arguments = given | dict(variant) | spec
     missing = [n for n, p in parameters.items() if p.default is p.empty and n not in arguments]
     if missing:
-        raise ValueError(f"{where}: {cls.__name__} wants {', '.join(missing)}.")
+        raise UserError(f"{where}: {cls.__name__} wants {', '.join(missing)}.")
     return cls(**arguments)
 
 
@@ -80,5 +82,5 @@ def _variant(cls: type, variant: str | None, where: str) -> Mapping[str, Any]:
     table = getattr(inspect.getmodule(cls), "VARIANTS", {})
     if variant not in table:
         message = f"{where}.variant: {cls.__name__} has no variant {variant!r}"
-        raise ValueError(message + suggest(variant, table))
+        raise UserError(message + suggest(variant, table))
     return table[variant]

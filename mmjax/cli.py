@@ -10,6 +10,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from mmjax.build import suggest
+from mmjax.errors import UserError
 
 FLAGS = flags.FLAGS
 
@@ -167,9 +168,6 @@ COMMANDS: dict[str, Callable[[], None]] = {
 
 MORE = "..."  # behind a positional argument: as many of it as one likes
 
-# What a user can mend: its message says how, so no traceback stands in front of it.
-MENDABLE = (ValueError, FileNotFoundError, ModuleNotFoundError, RuntimeError, flags.Error)
-
 
 def _start(run: Callable[..., None], positional: tuple[str, ...] = ()) -> None:
     """Parses the flags that a command has defined, then runs it with its positional arguments."""
@@ -185,9 +183,9 @@ def _start(run: Callable[..., None], positional: tuple[str, ...] = ()) -> None:
         least, more = len(positional) - positional.count(MORE), MORE in positional
         if len(given) < least or (len(given) > least and not more):
             wanted = f"wants {' '.join(positional)}" if positional else "takes options alone, which begin with --"
-            raise ValueError(f"got the arguments {given}; {sys.argv[0].split()[-1]} {wanted}.")
+            raise UserError(f"got the arguments {given}; {sys.argv[0].split()[-1]} {wanted}.")
         run(*given)
-    except MENDABLE as error:
+    except (UserError, flags.Error) as error:
         logging.debug("%s", error, exc_info=True)
         sys.exit(f"mmjax: {error}\n(--verbosity=1 shows where.)")
 
@@ -196,7 +194,7 @@ CONFIG_HELP = """  --config.KEY=VALUE: Sets a key of the config: --config.sft.st
 
 
 def _check_overrides(argv: list[str]) -> None:
-    """Raises ValueError for a `--config.KEY` that the config does not have, with the nearest one that it has."""
+    """Raises UserError for a `--config.KEY` that the config does not have, with the nearest one that it has."""
     overrides = [argument for argument in argv if argument.startswith("--config.")]
     sys.argv = [argument for argument in argv if argument not in overrides]  # ml_collections reads it there
     try:
@@ -211,7 +209,7 @@ def _check_overrides(argv: list[str]) -> None:
             if not isinstance(node, ConfigDict):
                 break
             if key not in node:
-                raise ValueError(f"{override}: the config has no key {key!r} there{suggest(key, node.keys())}")
+                raise UserError(f"{override}: the config has no key {key!r} there{suggest(key, node.keys())}")
             node = node[key]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from mmjax.build import suggest
+from mmjax.errors import UserError
 from mmjax.model import MultimodalLM, make_model
 
 
@@ -80,26 +81,26 @@ class Config:
         """The stage of that name.
 
         Raises:
-          ValueError: there is none.
+          UserError: there is none.
         """
         for stage in self.stages:
             if stage.name == name:
                 return stage
-        raise ValueError(f"--stage: no stage {name!r}" + suggest(name, [s.name for s in self.stages]))
+        raise UserError(f"--stage: no stage {name!r}" + suggest(name, [s.name for s in self.stages]))
 
 
 def read_config(raw: Mapping[str, Any]) -> Config:
     """A config's dict, checked. `stages` is a list of names, each the key of that stage's section.
 
     Raises:
-      ValueError: an unknown or missing key, with the nearest right one.
+      UserError: an unknown or missing key, with the nearest right one.
     """
     raw = dict(json.loads(json.dumps(dict(raw))))  # as it will be read back from a workdir
     names = raw.get("stages", [])
     stages = []
     for name in names:
         if name not in raw:
-            raise ValueError(f"config: the stage {name!r} has no section c.{name}.")
+            raise UserError(f"config: the stage {name!r} has no section c.{name}.")
         stages.append(_section(Stage, {"name": name, **raw.pop(name)}, name))
     raw["precision"] = _section(Precision, raw.get("precision", {}), "precision")
     return _section(Config, raw | {"stages": tuple(stages)}, "config")
@@ -109,9 +110,9 @@ def _section(cls: type, values: Mapping[str, Any], where: str) -> Any:
     known = [field.name for field in dataclasses.fields(cls)]
     for key in values:
         if key not in known:
-            raise ValueError(f"{where}: no key {key!r}" + suggest(key, known))
+            raise UserError(f"{where}: no key {key!r}" + suggest(key, known))
     if missing := [key for key in known if key not in values]:
-        raise ValueError(f"{where}: wants {', '.join(missing)}.")
+        raise UserError(f"{where}: wants {', '.join(missing)}.")
     return cls(**values)
 
 
@@ -119,7 +120,7 @@ def build_model(config: Config, vocab: int) -> MultimodalLM:
     """The model of a config, for a tokenizer of `vocab` tokens.
 
     Raises:
-      ValueError: the backbone's own `vocab` is smaller.
+      UserError: the backbone's own `vocab` is smaller.
     """
     model = make_model(
         config.model,
@@ -130,7 +131,7 @@ def build_model(config: Config, vocab: int) -> MultimodalLM:
         scan=config.scan,
     )
     if model.backbone.vocab < vocab:  # JAX reads NaN where a table ends
-        raise ValueError(
+        raise UserError(
             f"model.backbone.vocab: {model.backbone.vocab} embeds not all {vocab} tokens of the tokenizer."
         )
     return model

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from mmjax.backbones.decoder import Decoder, empty_cache
 from mmjax.build import build, suggest
+from mmjax.errors import UserError
 from mmjax.nn.masks import attention_mask, cross_mask, steps
 from mmjax.types import Batch, Cache, Media, Output
 
@@ -133,7 +134,7 @@ class MultimodalLM:
         if self.fusion != "xattn":
             return {}
         if not tokens:
-            raise ValueError(
+            raise UserError(
                 "fusion='xattn': the batch has no media to attend to. Rows without a picture have empty slots: "
                 "data.media.slots is 1 at least."
             )
@@ -192,19 +193,19 @@ def make_model(spec: Mapping[str, Any], **given: Any) -> MultimodalLM:
       given: dtype, param_dtype, vocab and other values that the parts take where their specs do not set them.
 
     Raises:
-      ValueError: unknown keys or parts that do not fit together.
+      UserError: unknown keys or parts that do not fit together.
     """
     known = ("encoders", "projectors", "backbone", "fusion")
     for key in spec:
         if key not in known:
-            raise ValueError(f"model: no key {key!r}" + suggest(key, known))
+            raise UserError(f"model: no key {key!r}" + suggest(key, known))
     backbone = build(spec["backbone"], "model.backbone", **given)
     if spec["fusion"] not in FUSIONS:
-        raise ValueError(f"model.fusion: {spec['fusion']!r} is none of {', '.join(FUSIONS)}.")
+        raise UserError(f"model.fusion: {spec['fusion']!r} is none of {', '.join(FUSIONS)}.")
     if (spec["fusion"] == "xattn") != (backbone.xattn is not None):
-        raise ValueError("model: fusion='xattn' and backbone.xattn go together; one of them is missing.")
+        raise UserError("model: fusion='xattn' and backbone.xattn go together; one of them is missing.")
     if set(spec["encoders"]) != set(spec["projectors"]):
-        raise ValueError(
+        raise UserError(
             f"model: encoders {sorted(spec['encoders'])} and projectors {sorted(spec['projectors'])} differ."
         )
     encoders = {n: build(s, f"model.encoders.{n}", **given) for n, s in spec["encoders"].items()}

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mmjax import tree
+from mmjax.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -45,16 +46,16 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     """A mesh of the given axis sizes; one of them may be -1, 'all that are left'.
 
     Raises:
-      ValueError: unknown axes, or sizes whose product is not the number of devices.
+      UserError: unknown axes, or sizes whose product is not the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
     if unknown := set(shape) - set(AXES):
-        raise ValueError(f"mesh: unknown axes {sorted(unknown)}; the axes are {AXES}.")
+        raise UserError(f"mesh: unknown axes {sorted(unknown)}; the axes are {AXES}.")
     sizes = [shape.get(axis, 1) for axis in AXES]
     if sizes.count(-1) == 1:
         sizes[sizes.index(-1)] = len(devices) // -int(np.prod(sizes))
     if int(np.prod(sizes)) != len(devices) or min(sizes) < 1:
-        raise ValueError(f"mesh: {dict(shape)} does not fill {len(devices)} devices; set one axis to -1.")
+        raise UserError(f"mesh: {dict(shape)} does not fill {len(devices)} devices; set one axis to -1.")
     # make_mesh gives Explicit axes by default since JAX 0.9; this code relies on the compiler's propagation.
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from mmjax.errors import UserError
+
 Tree = Mapping[str, Any]
 Rules = Sequence[tuple[str, Any]]
 
@@ -50,7 +52,7 @@ def match(rules: Rules, paths: Iterable[str], what: str) -> dict[str, Any]:
     """{path: value of the first rule found in it}.
 
     Raises:
-      ValueError: a path no rule covers; `what` names the rule list.
+      UserError: a path no rule covers; `what` names the rule list.
     """
     compiled = [(re.compile(pattern), value) for pattern, value in rules]
     found, uncovered = {}, []
@@ -62,7 +64,7 @@ def match(rules: Rules, paths: Iterable[str], what: str) -> dict[str, Any]:
         else:
             uncovered.append(path)
     if uncovered:
-        raise ValueError(
+        raise UserError(
             f"{what}: no rule covers {len(uncovered)} parameters, among them:\n  "
             + "\n  ".join(uncovered[:20])
             + "\nAdd a rule for them, or a last rule ('.*', value)."
@@ -74,13 +76,13 @@ def select(patterns: Sequence[str], tree: Tree, what: str) -> dict[str, bool]:
     """{path: whether any of the patterns is found in it}.
 
     Raises:
-      ValueError: a pattern that is found in no path.
+      UserError: a pattern that is found in no path.
     """
     paths = list(flatten(tree))
     for pattern in patterns:
         if not any(re.search(pattern, path) for path in paths):
             near = difflib.get_close_matches(pattern, paths, n=3, cutoff=0.0)
-            raise ValueError(f"{what}: {pattern!r} is found in no parameter path; some paths are {near}.")
+            raise UserError(f"{what}: {pattern!r} is found in no parameter path; some paths are {near}.")
     return match([*((p, True) for p in patterns), (".*", False)], paths, what)
 
 

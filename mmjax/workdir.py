@@ -12,13 +12,14 @@ from typing import Any
 from mmjax.build import build
 from mmjax.config import Config, read_config
 from mmjax.data.tokenizer import Tokenizer
+from mmjax.errors import MissingFile, UserError
 
 
 def save_config(raw: Mapping[str, Any], workdir: Path) -> None:
     """Writes config.json; a workdir goes on only with the model that it began with.
 
     Raises:
-      ValueError: the workdir holds a run of another model.
+      UserError: the workdir holds a run of another model.
     """
     file = workdir / "config.json"
     raw = json.loads(json.dumps(dict(raw)))
@@ -26,7 +27,7 @@ def save_config(raw: Mapping[str, Any], workdir: Path) -> None:
         before = json.loads(file.read_text())
         for key in ("model", "tokenizer"):
             if before[key] != raw[key]:
-                raise ValueError(
+                raise UserError(
                     f"{workdir}: was made with another {key} section than this config's; choose another --workdir."
                 )
     workdir.mkdir(parents=True, exist_ok=True)
@@ -39,11 +40,11 @@ def load_config(workdir: Path) -> Config:
     """The config of a workdir.
 
     Raises:
-      FileNotFoundError: no run there.
+      MissingFile: no run there.
     """
     file = Path(workdir) / "config.json"
     if not file.exists():
-        raise FileNotFoundError(f"{file}: no run there; `mmjax train --config ... --workdir {workdir}` makes one.")
+        raise MissingFile(f"{file}: no run there; `mmjax train --config ... --workdir {workdir}` makes one.")
     return read_config(json.loads(file.read_text()))
 
 
@@ -51,13 +52,13 @@ def keep_tokenizer(spec: Mapping[str, Any], workdir: Path) -> Tokenizer:
     """Opens the workdir's own copy of the tokenizer, made on first use: what a model was trained with stays.
 
     Raises:
-      FileNotFoundError: neither a copy nor the tokenizer itself.
+      MissingFile: neither a copy nor the tokenizer itself.
     """
     spec = {key: value for key, value in spec.items() if key != "train"}
     kept = Path(workdir) / Path(spec["path"]).name
     if not kept.exists():
         if not Path(spec["path"]).exists():
-            raise FileNotFoundError(f"tokenizer: no {spec['path']}; `mmjax prepare --config ...` makes it.")
+            raise MissingFile(f"tokenizer: no {spec['path']}; `mmjax prepare --config ...` makes it.")
         kept.parent.mkdir(parents=True, exist_ok=True)
         partial = kept.with_name(f"{kept.name}.{os.getpid()}.partial")
         shutil.copyfile(spec["path"], partial)

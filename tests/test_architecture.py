@@ -12,6 +12,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
 # A room may import from rooms of earlier lines, and from itself.
 TIERS = (
+    "errors",
     "types tree sharding",
     "build nn data",
     "encoders projectors backbones generators",

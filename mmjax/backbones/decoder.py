@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmjax.errors import UserError
 from mmjax.nn.block import PLAIN, Block, BlockShape, fields_of
 from mmjax.nn.linear import Linear
 from mmjax.nn.masks import window_mask
@@ -229,10 +230,10 @@ class Decoder(BlockShape):
         """Which layers are local ones."""
         pattern = self.attention_pattern
         if not pattern or set(pattern) - {"local", "global"}:
-            raise ValueError(f"attention_pattern: {pattern!r} is no list of 'local' and 'global'.")
+            raise UserError(f"attention_pattern: {pattern!r} is no list of 'local' and 'global'.")
         local = [pattern[i % len(pattern)] == "local" for i in range(self.depth)]
         if any(local) and not self.sliding_window:
-            raise ValueError("attention_pattern: a local layer wants sliding_window above 0.")
+            raise UserError("attention_pattern: a local layer wants sliding_window above 0.")
         return local
 
     def _kinds(self, local, mask, positions, key_positions):

@@ -21,6 +21,7 @@ from mmjax.data.quarantine import BadRecord
 from mmjax.data.templates import Template, open_template
 from mmjax.data.tokenizer import Tokenizer
 from mmjax.data.views import Layout, Token
+from mmjax.errors import UserError
 from mmjax.types import Sample, Turn
 
 MARK = "<image>"
@@ -96,7 +97,7 @@ class Chat:
             itself; wanted once there is a picture.
 
         Raises:
-          ValueError: no such template, or the tokenizer lacks a token that it needs.
+          UserError: no such template, or the tokenizer lacks a token that it needs.
         """
         self.tokenizer, self.span, self.splice = tokenizer, span, splice
         self.bidirectional_images = bidirectional_images
@@ -112,7 +113,7 @@ class Chat:
         self._split = re.compile("(" + "|".join(map(re.escape, self._names)) + ")")
         self._parts: dict[tuple[str, float], list[Piece]] = {}  # the template's strings, cut up once
         if "{eos}" in self.template.reply_close and tokenizer.eos is None:
-            raise ValueError(f"template: {template!r} ends replies with {{eos}}, which the tokenizer lacks.")
+            raise UserError(f"template: {template!r} ends replies with {{eos}}, which the tokenizer lacks.")
 
     @functools.cached_property
     def _image_id(self) -> int:
@@ -150,7 +151,7 @@ class Chat:
         try:
             _check(sample)
             pieces = self._pieces(sample.turns)
-        except ValueError as error:
+        except UserError as error:
             raise BadRecord(sample.id, str(error)) from error
         return self._render(pieces, layouts)
 
@@ -161,7 +162,7 @@ class Chat:
           layouts: as for `encode`.
 
         Raises:
-          ValueError: an unknown role, or the template takes no such conversation.
+          UserError: an unknown role, or the template takes no such conversation.
         """
         for turn in turns:
             _check_role(turn.role)
@@ -330,17 +331,17 @@ def _typed(text: str, weight: float) -> list[Piece]:
 
 def _check_role(role: str) -> None:
     if role not in ("system", "user", "assistant"):
-        raise ValueError(f"unknown role {role!r}")
+        raise UserError(f"unknown role {role!r}")
 
 
 def _check(sample: Sample) -> None:
-    """Raises ValueError, saying why, for what is no training example."""
+    """Raises UserError, saying why, for what is no training example."""
     marks = sum(turn.text.count(MARK) for turn in sample.turns)
     if marks != len(sample.images):
-        raise ValueError(f"has {marks} {MARK} marks for {len(sample.images)} pictures")
+        raise UserError(f"has {marks} {MARK} marks for {len(sample.images)} pictures")
     for turn in sample.turns:
         _check_role(turn.role)
         if turn.role == "assistant" and not turn.text.replace(MARK, "").strip():
-            raise ValueError("has an empty answer")
+            raise UserError("has an empty answer")
     if not any(turn.role == "assistant" for turn in sample.turns):
-        raise ValueError("has no answer")
+        raise UserError("has no answer")

@@ -13,6 +13,8 @@ from typing import IO
 import numpy as np
 from PIL import Image
 
+from mmjax.errors import UserError
+
 # Formats of pictures, not of documents: a decoder that is not needed is one that cannot be attacked.
 # (JPEG includes the MPO of phones and cameras, whose first picture is read.)
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF")
@@ -35,7 +37,7 @@ _SIDEWAYS = (5, 6, 7, 8)
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-class ImageError(ValueError):
+class ImageError(UserError):
     """A picture that cannot be used, and why."""
 
 
@@ -56,9 +58,9 @@ class ImageOptions:
 
     def __post_init__(self):
         if self.resize not in RESIZE:
-            raise ValueError(f"media.resize: {self.resize!r} is none of {', '.join(RESIZE)}.")
+            raise UserError(f"media.resize: {self.resize!r} is none of {', '.join(RESIZE)}.")
         if self.resample not in RESAMPLE:
-            raise ValueError(f"media.resample: {self.resample!r} is none of {', '.join(RESAMPLE)}.")
+            raise UserError(f"media.resample: {self.resample!r} is none of {', '.join(RESAMPLE)}.")
 
 
 def load(picture: bytes | os.PathLike[str] | str, options: ImageOptions) -> np.ndarray:

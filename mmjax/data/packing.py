@@ -13,6 +13,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from mmjax.errors import UserError
+
 OPEN_ROWS = 64  # rows being filled at once; more fill better and mix less
 _VERSION = 1  # of the algorithm: part of the fingerprint
 
@@ -68,10 +70,10 @@ def make_plan(
       pack: whether a row holds as many examples as fit, or one.
 
     Raises:
-      ValueError: no source has a usable sample.
+      UserError: no source has a usable sample.
     """
     if not any((one.tokens > 0).any() for one in lengths):
-        raise ValueError("No sample is left to train on: all were refused.")
+        raise UserError("No sample is left to train on: all were refused.")
     order = _one_pass(lengths, seed) if rows is None else _endless(lengths, seed)
     closed = _pack(order, lengths, row_length, media_slots, pack)
     chosen = list(itertools.islice(closed, rows))
@@ -106,7 +108,7 @@ def _endless(lengths: Sequence[Lengths], seed: int) -> Iterator[tuple[int, int]]
     usable = np.asarray([(one.tokens > 0).sum() for one in lengths])
     weights = np.where(usable > 0, [one.weight for one in lengths], 0.0)
     if not weights.sum() > 0:
-        raise ValueError("No source with a weight above 0 has a usable sample.")
+        raise UserError("No source with a weight above 0 has a usable sample.")
     counts = np.round(weights / weights.sum() * usable.sum()).astype(int)
     counts = np.where(weights > 0, np.maximum(counts, 1), 0)
     streams = [_permutations(one, seed, s) for s, one in enumerate(lengths)]

@@ -11,6 +11,7 @@ from PIL import Image
 
 from mmjax.data.image import RESAMPLE, ImageError, ImageOptions
 from mmjax.data.views import Layout, Size, Token
+from mmjax.errors import UserError
 
 NARROWEST = 200  # longer side by shorter side
 
@@ -43,7 +44,7 @@ def patchify(pixels: np.ndarray, patch: int, merge: int) -> tuple[np.ndarray, tu
     one token are neighbours.
 
     Raises:
-      ValueError: sides that are no multiples of patch * merge.
+      UserError: sides that are no multiples of patch * merge.
     """
     height, width, _ = pixels.shape
     if height % (patch * merge) or width % (patch * merge):
@@ -102,10 +103,10 @@ class Native:
           begin, end: special tokens around a picture's.
 
         Raises:
-          ValueError: limits that cannot be, or more than N patches.
+          UserError: limits that cannot be, or more than N patches.
         """
         if not 0 < min_pixels <= max_pixels <= patches * options.size**2:
-            raise ValueError(
+            raise UserError(
                 f"views: min_pixels {min_pixels} and max_pixels {max_pixels} are no limits for {patches} patches "
                 f"of {options.size} x {options.size} pixels."
             )
@@ -125,7 +126,7 @@ class Native:
 
     def layout(self, size: Size, span: int) -> Layout:
         if span * self.merge**2 != self.patches:
-            raise ValueError(
+            raise UserError(
                 f"views: {self.patches} patches are not the {span} tokens that the model makes of them."
             )
         columns, rows = (side // (self.options.size * self.merge) for side in self.resized(size))

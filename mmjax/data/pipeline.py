@@ -24,6 +24,7 @@ from mmjax.data.rows import Feed, Rows
 from mmjax.data.sources import open_source
 from mmjax.data.spec import DataSpec, read_spec
 from mmjax.data.tokenizer import Tokenizer
+from mmjax.errors import UserError
 from mmjax.types import Batch
 
 CHUNK = 256  # samples measured at a time
@@ -50,21 +51,20 @@ def make_dataset(
       quarantine: file that refused records are written to.
 
     Raises:
-      ValueError, FileNotFoundError: a key or a source is wrong; says which and what would be right. Rows without
+      UserError: a key or a source is wrong; says which and what would be right. Rows without
         a slot for a picture are wrong unless `splice`.
       TooManyBadRecords: a source has lost more than `max_refused` of its records.
     """
     checked = read_spec(spec)
     views = checked.media.make_views()
     if not splice and not checked.media.slots:
-        raise ValueError("data.media.slots: is 0, and cross-attention wants 1 at least; a row may leave it empty.")
+        raise UserError("data.media.slots: is 0, and cross-attention wants 1 at least; a row may leave it empty.")
     feeds = []
     for name, part in checked.sources.items():
         try:
             source = open_source(part.path, part.root, data_dir)
-        except (ValueError, FileNotFoundError) as error:
-            kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
-            raise kind(f"data.sources.{name}.{error}") from error
+        except UserError as error:
+            raise type(error)(f"data.sources.{name}.{error}") from error
         template = part.template or checked.template
         chat = make_chat(checked, tokenizer, span, splice, template)
         feeds.append(Feed(name, source, chat, views, part.augment, part.turns))
@@ -78,10 +78,10 @@ def make_chat(spec: DataSpec, tokenizer: Tokenizer, span: int, splice: bool, tem
     """How conversations of a data spec are written down.
 
     Raises:
-      ValueError: as for chat.Chat; views of several tiles where the model takes one medium at a time.
+      UserError: as for chat.Chat; views of several tiles where the model takes one medium at a time.
     """
     if spec.media.make_views().sized and not splice:
-        raise ValueError(f"data.media.views: {spec.media.views['type']} wants a model with fusion='splice'.")
+        raise UserError(f"data.media.views: {spec.media.views['type']} wants a model with fusion='splice'.")
     return Chat(template, tokenizer, span, splice, spec.bidirectional_images, spec.media.token)
 
 
@@ -182,10 +182,10 @@ class Dataset:
           start: number of steps (batches) already taken.
 
         Raises:
-          ValueError: `batch` does not divide by `processes`.
+          UserError: `batch` does not divide by `processes`.
         """
         if batch % processes:
-            raise ValueError(f"A batch of {batch} rows cannot be shared by {processes} processes evenly.")
+            raise UserError(f"A batch of {batch} rows cannot be shared by {processes} processes evenly.")
         steps = _Steps(self.rows, batch, process, processes)
         return _stream(steps, self.rows.spec.threads, self.rows.spec.workers, start)
 

@@ -8,11 +8,13 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+from mmjax.errors import UserError
+
 LINE = 1000  # characters of a bad record that are kept
 _LOCK = threading.Lock()  # one a process; between processes a line is one append, and the file is the count
 
 
-class BadRecord(ValueError):
+class BadRecord(UserError):
     """A record that cannot be used: `id` names it, `reason` says why, `line` is where it stood or what it said."""
 
     def __init__(self, id: str, reason: str, line: str = ""):
@@ -23,7 +25,7 @@ class BadRecord(ValueError):
         return type(self), (self.id, self.reason, self.line)
 
 
-class TooManyBadRecords(RuntimeError):
+class TooManyBadRecords(UserError):
     """More of a source was refused than `max_refused` allows."""
 
 

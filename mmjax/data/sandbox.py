@@ -20,6 +20,7 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.utils import Namespace
 
 from mmjax.data.budget import TURN, budget, pay, pay_for, pay_joined, pay_replaced
+from mmjax.errors import UserError
 
 SOURCE = 200_000  # most characters of a template
 METHODS = {
@@ -40,7 +41,7 @@ FILTERS = frozenset(
 )
 
 
-class TemplateError(ValueError):
+class TemplateError(UserError):
     """A template that cannot be used, or not for this conversation: says why."""
 
 

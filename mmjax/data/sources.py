@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from mmjax.data import corpora
 from mmjax.data.quarantine import BadRecord
+from mmjax.errors import MissingFile, UserError
 from mmjax.types import Sample, Turn
 
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -31,13 +32,13 @@ def open_source(path: str, root: str = "", data_dir: str = "") -> Source:
       root: the folder the picture names of a file are in; '' for the file's own folder.
 
     Raises:
-      ValueError, FileNotFoundError: nothing can be read there; says what to do.
+      UserError: nothing can be read there; says what to do.
     """
     if path.startswith(corpora.PREFIX):
         return corpora.open_corpus(path, data_dir)
     if path.endswith((".json", ".jsonl")):
         return Conversations(path, root)
-    raise ValueError(f"path: {path!r} is neither 'corpus:NAME/CONFIG/SPLIT' nor a .json or .jsonl file.")
+    raise UserError(f"path: {path!r} is neither 'corpus:NAME/CONFIG/SPLIT' nor a .json or .jsonl file.")
 
 
 class Conversations:
@@ -45,11 +46,11 @@ class Conversations:
 
     def __init__(self, path: str, root: str = ""):
         if not os.path.isfile(path):
-            raise FileNotFoundError(f"path: there is no file {path!r}.")
+            raise MissingFile(f"path: there is no file {path!r}.")
         self.path = path
         self.root = Path(root or os.path.dirname(path) or ".").resolve()
         if not self.root.is_dir():
-            raise FileNotFoundError(f"root: there is no folder {root!r}.")
+            raise MissingFile(f"root: there is no folder {root!r}.")
         self._open()
 
     def _open(self) -> None:
@@ -61,9 +62,9 @@ class Conversations:
         try:
             records = json.loads(data)
         except ValueError as error:
-            raise ValueError(f"path: {self.path!r} is not valid JSON: {error}") from error
+            raise UserError(f"path: {self.path!r} is not valid JSON: {error}") from error
         if not isinstance(records, list):
-            raise ValueError(f"path: {self.path!r} holds no list of records.")
+            raise UserError(f"path: {self.path!r} holds no list of records.")
         self._records = list(enumerate(records, 1))
 
     def __getstate__(self):
@@ -101,34 +102,34 @@ def confine(root: Path, name: str) -> Path:
     """The file `name` inside the folder `root` (resolved).
 
     Raises:
-      ValueError: the name leaves the folder, by itself or through a link, or there is no such file.
+      UserError: the name leaves the folder, by itself or through a link, or there is no such file.
     """
     if PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor:
-        raise ValueError(f"the picture's path {name!r} is absolute; it must be inside {root}")
+        raise UserError(f"the picture's path {name!r} is absolute; it must be inside {root}")
     try:
         path = (root / name).resolve()
         if not path.is_relative_to(root):
-            raise ValueError(f"the picture's path {name!r} leaves {root}")
+            raise UserError(f"the picture's path {name!r} leaves {root}")
         if not path.is_file():
-            raise ValueError(f"there is no picture {name!r} in {root}")
+            raise UserError(f"there is no picture {name!r} in {root}")
     except OSError as error:
-        raise ValueError(f"the picture's path {name!r} cannot be followed: {error.strerror}") from error
+        raise UserError(f"the picture's path {name!r} cannot be followed: {error.strerror}") from error
     return path
 
 
 def _list_of(record: dict[str, Any], key: str, kind: type) -> list[Any]:
     value = record.get(key)
     if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
-        raise ValueError(f"{key!r} must be a list of {kind.__name__}")
+        raise UserError(f"{key!r} must be a list of {kind.__name__}")
     return value
 
 
 def _turn(turn: dict[str, Any]) -> Turn:
     role, text = turn.get("from"), turn.get("value")
     if role not in ROLES:
-        raise ValueError(f"unknown role {role!r} in 'from'; known: {', '.join(ROLES)}")
+        raise UserError(f"unknown role {role!r} in 'from'; known: {', '.join(ROLES)}")
     if not isinstance(text, str):
-        raise ValueError(f"the 'value' of a turn must be a text, not {text!r}")
+        raise UserError(f"the 'value' of a turn must be a text, not {text!r}")
     return Turn(ROLES[role], text)
 
 

@@ -10,6 +10,7 @@ from mmjax.build import build, suggest
 from mmjax.data.image import ImageOptions
 from mmjax.data.templates import open_template
 from mmjax.data.views import Views
+from mmjax.errors import UserError
 
 AUGMENT = ("", "dihedral")
 TOO_LONG = ("truncate", "refuse")
@@ -34,7 +35,7 @@ class SourceSpec:
         _one_of("augment", self.augment, AUGMENT)
         _one_of("turns", self.turns, TURNS)
         if self.weight < 0:
-            raise ValueError(f"weight: {self.weight} is below 0.")
+            raise UserError(f"weight: {self.weight} is below 0.")
         if self.template:
             open_template(self.template)
 
@@ -57,7 +58,7 @@ class MediaSpec:
 
     def __post_init__(self):
         if self.slots < 0 or self.size < 1:
-            raise ValueError(f"slots: {self.slots} pictures of size {self.size} cannot be.")
+            raise UserError(f"slots: {self.slots} pictures of size {self.size} cannot be.")
         _ = self.make_views()  # checks the other keys
 
     @property
@@ -91,19 +92,19 @@ class DataSpec:
         _one_of("too_long", self.too_long, TOO_LONG)
         open_template(self.template)
         if not self.sources:
-            raise ValueError("sources: there are none.")
+            raise UserError("sources: there are none.")
         if self.length < 1 or self.threads < 1 or self.workers < 0:
-            raise ValueError("length and threads must be 1 or more, workers 0 or more.")
+            raise UserError("length and threads must be 1 or more, workers 0 or more.")
         for name, source in self.sources.items():
             if source.augment and self.media.make_views().sized:
-                raise ValueError(f"sources.{name}.augment: pictures in tiles cannot be turned.")
+                raise UserError(f"sources.{name}.augment: pictures in tiles cannot be turned.")
 
 
 def read_spec(spec: Mapping[str, Any]) -> DataSpec:
     """A plain mapping to a checked spec.
 
     Raises:
-      ValueError: an unknown or missing key, or a value that cannot be; names its path and the nearest right key.
+      UserError: an unknown or missing key, or a value that cannot be; names its path and the nearest right key.
     """
     spec = dict(spec)
     if "media" in spec:
@@ -118,16 +119,16 @@ def _read(cls: type, values: Mapping[str, Any], where: str) -> Any:
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for key in values:
         if key not in fields:
-            raise ValueError(f"{where}: there is no key {key!r}" + suggest(key, fields))
+            raise UserError(f"{where}: there is no key {key!r}" + suggest(key, fields))
     missing = [name for name, f in fields.items() if f.default is dataclasses.MISSING and name not in values]
     if missing:
-        raise ValueError(f"{where}: wants {', '.join(missing)}.")
+        raise UserError(f"{where}: wants {', '.join(missing)}.")
     try:
         return cls(**values)
-    except ValueError as error:
-        raise ValueError(f"{where}.{error}") from error
+    except UserError as error:
+        raise UserError(f"{where}.{error}") from error
 
 
 def _one_of(key: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise ValueError(f"{key}: {value!r} is none of {', '.join(map(repr, known))}.")
+        raise UserError(f"{key}: {value!r} is none of {', '.join(map(repr, known))}.")

@@ -9,6 +9,7 @@ import dataclasses
 from pathlib import Path
 
 from mmjax.build import suggest
+from mmjax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,9 +89,9 @@ TEMPLATES = {
 
 
 def find_template(name: str) -> Template:
-    """A template by its name. Raises ValueError, with the nearest name, if there is none."""
+    """A template by its name. Raises UserError, with the nearest name, if there is none."""
     if name not in TEMPLATES:
-        raise ValueError(f"template: there is no {name!r}" + suggest(name, TEMPLATES))
+        raise UserError(f"template: there is no {name!r}" + suggest(name, TEMPLATES))
     return TEMPLATES[name]
 
 
@@ -98,7 +99,7 @@ def open_template(name: str) -> Template | str:
     """A template by its name; or the source of a Jinja template: 'file:PATH', or 'jinja:' and the source itself.
 
     Raises:
-      ValueError: there is none, and what would be.
+      UserError: there is none, and what would be.
     """
     kind, _, rest = name.partition(":")
     if kind == "jinja":
@@ -107,5 +108,5 @@ def open_template(name: str) -> Template | str:
         try:
             return Path(rest).expanduser().read_text()
         except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"template: {rest} cannot be read: {error}") from error
+            raise UserError(f"template: {rest} cannot be read: {error}") from error
     return find_template(name)

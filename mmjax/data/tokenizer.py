@@ -19,6 +19,7 @@ import sentencepiece
 import tokenizers
 
 from mmjax.build import suggest
+from mmjax.errors import MissingFile, UserError
 
 # Names that control a conversation even where a tokenizer.json does not flag them as special.
 CONTROL = ("<image>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<s>", "</s>")
@@ -46,7 +47,7 @@ class Tokenizer(Protocol):
         """The text of ids; special tokens are left out."""
 
     def special(self, name: str) -> int:
-        """The id of a special token. Raises ValueError if there is none of this name."""
+        """The id of a special token. Raises UserError if there is none of this name."""
 
     def special_tokens(self) -> Mapping[str, tuple[int, bool, bool]]:
         """name -> (id, whether it takes the space before it, and behind it)."""
@@ -64,7 +65,7 @@ def _plain_text(
         return ids, ends
     spans = [(b, e) for token, b, e in zip(ids, [0, *ends], ends, strict=False) if token in forbidden]
     if any(end - begin < 2 for begin, end in spans):
-        raise ValueError(f"The tokenizer turns a single character of {text!r} into a special token.")
+        raise UserError(f"The tokenizer turns a single character of {text!r} into a special token.")
     cuts = [0, *(begin + 1 for begin, _ in spans), len(text)]
     ids, ends = [], []
     for begin, end in itertools.pairwise(cuts):
@@ -81,7 +82,7 @@ class _FromBytes:
         try:
             self._bytes = Path(path).read_bytes()
         except FileNotFoundError:
-            raise FileNotFoundError(
+            raise MissingFile(
                 f"No tokenizer at {os.fspath(path)!r}. `mmjax prepare` makes that of a quickstart."
             ) from None
         self.path = os.fspath(path)
@@ -92,7 +93,7 @@ class _FromBytes:
     def special(self, name: str) -> int:
         if name not in self._specials:
             message = f"The tokenizer {self.path} has no special token {name!r}"
-            raise ValueError(message + suggest(name, self._specials))
+            raise UserError(message + suggest(name, self._specials))
         return self._specials[name]
 
     def special_tokens(self) -> Mapping[str, tuple[int, bool, bool]]:
@@ -216,7 +217,7 @@ def train_sentencepiece(
     encode and decode, but for U+2581, which sentencepiece keeps for spaces.
 
     Raises:
-      ValueError: `vocab_size` is more than the texts can fill, or too small for their characters.
+      UserError: `vocab_size` is more than the texts can fill, or too small for their characters.
     """
     lines = (line for text in texts for line in text.splitlines() if line.strip())
     model = io.BytesIO()
@@ -241,7 +242,7 @@ def train_sentencepiece(
             minloglevel=2,
         )
     except RuntimeError as error:
-        raise ValueError(f"No tokenizer with vocab_size={vocab_size} from these texts: {error}") from error
+        raise UserError(f"No tokenizer with vocab_size={vocab_size} from these texts: {error}") from error
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")

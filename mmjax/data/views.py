@@ -14,6 +14,7 @@ from PIL import Image
 
 from mmjax.data import image as images
 from mmjax.data.image import RESAMPLE, ImageOptions
+from mmjax.errors import UserError
 
 Size = tuple[int, int]  # (width, height) in pixels, upright
 
@@ -49,7 +50,7 @@ class Views(Protocol):
         """Where the tiles of a picture of that size stand, each of them `span` projected tokens.
 
         Raises:
-          ValueError: these views cannot be had with that span.
+          UserError: these views cannot be had with that span.
         """
 
     def cut(self, image: Image.Image) -> Any:
@@ -117,7 +118,7 @@ class _Tiled(_Squares):
 
     def __init__(self, options: ImageOptions):
         if options.resize != "stretch":
-            raise ValueError(f"views: a picture in tiles wants resize='stretch', not {options.resize!r}.")
+            raise UserError(f"views: a picture in tiles wants resize='stretch', not {options.resize!r}.")
         super().__init__(options)
 
     def _to(self, image: Image.Image, size: Size) -> Image.Image:
@@ -146,12 +147,12 @@ class AnyRes(_Tiled):
           pinpoints: canvases to choose from, (height, width) in pixels, as config.json has them.
 
         Raises:
-          ValueError: a canvas that is no grid of tiles.
+          UserError: a canvas that is no grid of tiles.
         """
         super().__init__(options)
         self.pinpoints = [(int(height), int(width)) for height, width in pinpoints]
         if not self.pinpoints or any(side % options.size or side < 1 for pair in self.pinpoints for side in pair):
-            raise ValueError(f"views.pinpoints: {self.pinpoints} are no grids of tiles of {options.size} pixels.")
+            raise UserError(f"views.pinpoints: {self.pinpoints} are no grids of tiles of {options.size} pixels.")
 
     def canvas(self, size: Size) -> Size:
         """The canvas that keeps most of a picture's pixels, and of several such the smallest."""
@@ -168,7 +169,7 @@ class AnyRes(_Tiled):
     def layout(self, size: Size, span: int) -> Layout:
         side, newline = math.isqrt(span - 1), span - 1
         if side * side != newline or not side:
-            raise ValueError(f"views: AnyRes wants a square of tokens and a newline for each tile, not {span}.")
+            raise UserError(f"views: AnyRes wants a square of tokens and a newline for each tile, not {span}.")
         columns, rows = (edge // self.options.size for edge in self.canvas(size))
         y, x = np.mgrid[: rows * side, : columns * side]
         grid = (1 + y // side * columns + x // side) * span + y % side * side + x % side
@@ -277,7 +278,7 @@ class Dynamic(_Tiled):
         """
         super().__init__(options)
         if not 1 <= fewest <= most:
-            raise ValueError(f"views: {fewest} tiles at least and {most} at most cannot be.")
+            raise UserError(f"views: {fewest} tiles at least and {most} at most cannot be.")
         sides = range(1, most + 1)
         grids = [(across, down) for across in sides for down in sides if fewest <= across * down <= most]
         self._grids = sorted(grids, key=lambda grid: grid[0] * grid[1])

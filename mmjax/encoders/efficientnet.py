@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmjax.errors import UserError
 from mmjax.nn.linear import Linear
 
 Stage = tuple[int, int, int, int, int]  # blocks, side of the kernel, stride of the first, expansion, width
@@ -165,7 +166,7 @@ class EfficientNet(nn.Module):
     @nn.compact
     def __call__(self, pixels: jax.Array) -> jax.Array:
         if self.pool not in ("none", "mean"):
-            raise ValueError(f"pool: {self.pool!r} is neither 'none' nor 'mean'.")
+            raise UserError(f"pool: {self.pool!r} is neither 'none' nor 'mean'.")
         b, m = pixels.shape[:2]
         types = self.dtype, self.param_dtype
         mean, std = (jnp.asarray(v, jnp.float32) for v in (self.mean, self.std))

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmjax.errors import UserError
 from mmjax.nn.attention import Attention
 from mmjax.nn.block import PLAIN, Block, BlockShape, feed_forward, fields_of
 from mmjax.nn.linear import Linear
@@ -104,7 +105,7 @@ class Stem(nn.Module):
         elif self.kind == "conv":
             stages = self.patch.bit_length() - 1
             if 2**stages != self.patch:
-                raise ValueError(f"stem='conv' halves the picture; patch={self.patch} is no power of two.")
+                raise UserError(f"stem='conv' halves the picture; patch={self.patch} is no power of two.")
             for i in range(stages):
                 width = self.width // 2 ** (stages - i)
                 x = nn.Conv(
@@ -112,7 +113,7 @@ class Stem(nn.Module):
                 )(x)
                 x = nn.gelu(Norm("layer", 1e-6, self.param_dtype, name=f"norm_{i}")(x))
         else:
-            raise ValueError(f"stem: {self.kind!r} is neither 'patch' nor 'conv'.")
+            raise UserError(f"stem: {self.kind!r} is neither 'patch' nor 'conv'.")
         return Linear(self.width, self.bias, self.dtype, self.param_dtype, name="embed")(x)
 
 
@@ -215,7 +216,7 @@ class ViT(BlockShape):
             table = np.concatenate([np.zeros((x.shape[1] - len(table), d), np.float32), table])
             x = x + table.astype(x.dtype)
         else:
-            raise ValueError(f"position: {self.position!r} is neither 'learned' nor 'sincos2d'.")
+            raise UserError(f"position: {self.position!r} is neither 'learned' nor 'sincos2d'.")
         if self.registers:
             first = int(self.class_token)
             x = jnp.concatenate([x[:, :first], learned("registers", self.registers), x[:, first:]], axis=1)
@@ -231,6 +232,6 @@ class ViT(BlockShape):
             return patches.mean(1, keepdims=True)
         if self.pool == "map":
             return AttentionPool(**fields_of(self, AttentionPool), name="pool_map")(patches)
-        raise ValueError(
+        raise UserError(
             f"pool: {self.pool!r} is none of 'none', 'all', 'mean', 'map', nor 'cls' with a class token."
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from mmjax.errors import MissingFile, UserError
 from mmjax.evaluation.curves import loss_curves
 from mmjax.evaluation.markup import number
 from mmjax.evaluation.runs import System, plain_paths, read_systems
@@ -25,7 +26,7 @@ def compare(workdirs: Sequence[str | os.PathLike[str]]) -> str:
     """The figures of evaluated workdirs as Markdown; runs that differ in the seed alone are one system, one row.
 
     Raises:
-      FileNotFoundError, ValueError: as runs.read_systems.
+      MissingFile, UserError: as runs.read_systems.
     """
     return _markdown(read_systems(workdirs))
 
@@ -40,11 +41,11 @@ def compare_into(file: str | os.PathLike[str], workdirs: Sequence[str | os.PathL
       The paths written.
 
     Raises:
-      FileNotFoundError, ValueError: as runs.read_systems; no such file, or not exactly one pair of marks in it.
+      MissingFile, UserError: as runs.read_systems; no such file, or not exactly one pair of marks in it.
     """
     file = Path(file)
     if not file.exists():
-        raise FileNotFoundError(f"{file}: no such file; make one with the lines {BEGIN} and {END} in it.")
+        raise MissingFile(f"{file}: no such file; make one with the lines {BEGIN} and {END} in it.")
     before, after = _around_marks(file)
     systems = read_systems(workdirs)
     folder = file.with_suffix("")
@@ -70,11 +71,11 @@ def _around_marks(file: Path) -> tuple[str, str]:
         lines = opened.read().splitlines(keepends=True)
     begins, ends = ([i for i, line in enumerate(lines) if line.strip() == mark] for mark in (BEGIN, END))
     if len(begins) != 1:
-        raise ValueError(f"{file}: wants one line {BEGIN}, has {len(begins)}.")
+        raise UserError(f"{file}: wants one line {BEGIN}, has {len(begins)}.")
     if len(ends) != 1:
-        raise ValueError(f"{file}: wants one line {END}, has {len(ends)}.")
+        raise UserError(f"{file}: wants one line {END}, has {len(ends)}.")
     if ends < begins:
-        raise ValueError(f"{file}: {END} in line {ends[0] + 1} stands before {BEGIN} in line {begins[0] + 1}.")
+        raise UserError(f"{file}: {END} in line {ends[0] + 1} stands before {BEGIN} in line {begins[0] + 1}.")
     return "".join(lines[: begins[0] + 1]), "".join(lines[ends[0] :])
 
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from mmjax import tree
 from mmjax.build import resolve
 from mmjax.config import Config, build_model
+from mmjax.errors import UserError
 from mmjax.evaluation.report import write_report
 from mmjax.inference.chat import Assistant
 from mmjax.inference.load import load
@@ -29,12 +30,12 @@ def evaluate(workdir: str | Path) -> dict[str, Any]:
     `examples` for the report. Writes `eval.json` (the figures), `examples.json` and `report.html`.
 
     Raises:
-      ValueError: the config has no benchmarks.
+      UserError: the config has no benchmarks.
     """
     workdir, begun = Path(workdir), time.perf_counter()
     config = load_config(workdir)
     if not config.evaluation:
-        raise ValueError(f"{workdir}: its config has no `evaluation` section, nothing to run.")
+        raise UserError(f"{workdir}: its config has no `evaluation` section, nothing to run.")
     results: dict[str, Any] = {}
     assistants: dict[str | None, Assistant] = {}
     bar = tqdm(config.evaluation.items(), desc="evaluate", unit=" benchmarks")

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmjax.errors import MissingFile, UserError
+
 ANYWAY = ("seed", "data_dir", "evaluation", "keep", "wandb")  # keys of a config that do not tell systems apart
 NO_BENCHMARKS = ("parameters", "seconds")  # what else stands in eval.json
 
@@ -53,8 +55,8 @@ def read_run(workdir: str | os.PathLike[str]) -> Run:
     """The run of a workdir.
 
     Raises:
-      FileNotFoundError: no run there, or not evaluated yet.
-      ValueError: one of its files is no JSON.
+      MissingFile: no run there, or not evaluated yet.
+      UserError: one of its files is no JSON.
     """
     workdir = Path(workdir)
     remedies = {
@@ -65,11 +67,11 @@ def read_run(workdir: str | os.PathLike[str]) -> Run:
     for name, remedy in remedies.items():
         file = workdir / name
         if not file.exists():
-            raise FileNotFoundError(f"{file}: {remedy}")
+            raise MissingFile(f"{file}: {remedy}")
         try:
             found.append(json.loads(file.read_text("utf-8")))
         except ValueError as error:
-            raise ValueError(f"{file}: damaged ({error}); {remedy.partition('; ')[2]}") from error
+            raise UserError(f"{file}: damaged ({error}); {remedy.partition('; ')[2]}") from error
     return Run(workdir, *found)
 
 
@@ -80,13 +82,13 @@ def read_systems(workdirs: Sequence[str | os.PathLike[str]]) -> list[System]:
     where two systems would have one name, or one none, parent folders are part of all names.
 
     Raises:
-      FileNotFoundError, ValueError: as read_run; or a workdir is given twice.
+      MissingFile, UserError: as read_run; or a workdir is given twice.
     """
     runs = [read_run(workdir) for workdir in workdirs]
     paths = [run.workdir.resolve() for run in runs]
     for path in paths:
         if paths.count(path) > 1:
-            raise ValueError(f"{path}: given twice; a run counts once.")
+            raise UserError(f"{path}: given twice; a run counts once.")
     groups: dict[str, list[int]] = {}
     for i, run in enumerate(runs):
         groups.setdefault(json.dumps(_essence(run.config), sort_keys=True), []).append(i)
@@ -96,7 +98,7 @@ def read_systems(workdirs: Sequence[str | os.PathLike[str]]) -> list[System]:
         if all(names) and len(set(names)) == len(names):
             break
         if depth == most:
-            raise ValueError(
+            raise UserError(
                 f"the workdirs give systems the names {', '.join(map(repr, names))}; rename them so that each "
                 "system has a name of its own: SYSTEM-0, SYSTEM-1, ..."
             )

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from mmjax.errors import MissingPackage
 from mmjax.hub.tensors import DTYPES, CheckpointError, Spec
 
 VERSIONS = (2, 3)
@@ -46,7 +47,7 @@ class GGUFFile:
 
         Raises:
           CheckpointError: missing, truncated or damaged; or a tensor of a type that is not known.
-          ModuleNotFoundError: the `gguf` package is not installed.
+          MissingPackage: the `gguf` package is not installed.
         """
         self.path = Path(path)
         self._gguf = _package()
@@ -188,4 +189,4 @@ def _package() -> ModuleType:
             importlib.import_module(module)
         return importlib.import_module("gguf")
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("A .gguf file wants the package `gguf`: pip install 'mmjax[gguf]'.") from error
+        raise MissingPackage("A .gguf file wants the package `gguf`: pip install 'mmjax[gguf]'.") from error

@@ -84,7 +84,7 @@ class GGUFModel:
         """
         Raises:
           CheckpointError: damaged, or an architecture or a setting that is not known here.
-          ModuleNotFoundError: the `gguf` package is not installed.
+          MissingPackage: the `gguf` package is not installed.
         """
         self.path = Path(path)
         self._file = GGUFFile(path)

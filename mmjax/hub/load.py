@@ -37,7 +37,7 @@ def load_parts(rules: Sequence[tuple[str, str]], shapes: tree.Tree, shardings: t
 
     Raises:
       CheckpointError: no such part or source, or tensors that do not fit: all of them in one message.
-      ModuleNotFoundError: 'package:NAME' is not installed; says how it is.
+      MissingPackage: 'package:NAME' is not installed; says how it is.
     """
     flat, places = tree.flatten(shapes), tree.flatten(shardings)
     loaded: dict[str, Any] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
+from mmjax.errors import MissingPackage
 from mmjax.hub.tensors import CheckpointError
 
 # Name -> (its package, the file in it, what installs it): models to convert,
@@ -33,7 +34,7 @@ def packaged_model(name: str) -> Path | None:
 
     Raises:
       CheckpointError: the name is an encoder's.
-      ModuleNotFoundError: its package is not installed; says how it is.
+      MissingPackage: its package is not installed; says how it is.
     """
     if name in ENCODERS:
         raise CheckpointError(
@@ -48,7 +49,7 @@ def packaged_encoder(name: str) -> Path:
 
     Raises:
       CheckpointError: there is none of that name.
-      ModuleNotFoundError: its package is not installed; says how it is.
+      MissingPackage: its package is not installed; says how it is.
     """
     if name not in ENCODERS:
         hint = f"; `mmjax convert {name} DIR` makes what 'mmjax:DIR' loads" if name in PACKAGED else ""
@@ -61,4 +62,4 @@ def _installed(name: str, package: str, file: str, command: str) -> Path:
     for folder in found.submodule_search_locations or () if found else ():
         if (path := Path(folder) / file).exists():
             return path
-    raise ModuleNotFoundError(f"The model {name!r} comes in a package that is not installed: {command}")
+    raise MissingPackage(f"The model {name!r} comes in a package that is not installed: {command}")

@@ -18,6 +18,8 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from mmjax.errors import UserError
+
 DTYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -36,7 +38,7 @@ SHARD_BYTES = 5_000_000_000
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
-class CheckpointError(ValueError):
+class CheckpointError(UserError):
     """A checkpoint that cannot be used: names the file, and what is wrong with it."""
 
 
@@ -176,7 +178,7 @@ class SafetensorsWriter:
         """Writes a tensor, or its part [index], cast to its dtype.
 
         Raises:
-          ValueError: another shape than announced.
+          UserError: another shape than announced.
         """
         spec = self.specs[name]
         wanted = spec.shape if index is None else spec.shape[1:]

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from mmjax.errors import UserError
 from mmjax.inference.program import bucket, check_positions, last_hidden, pad_tokens, repeat_rows
 from mmjax.model import MultimodalLM
 from mmjax.types import Batch, Cache
@@ -63,10 +64,10 @@ def beam(
       length_penalty: 0 compares log-probabilities, 1 their means; above 0 favours longer continuations.
 
     Raises:
-      ValueError: beams or max_new below 1, or more tokens than learned positions.
+      UserError: beams or max_new below 1, or more tokens than learned positions.
     """
     if beams < 1 or max_new < 1:
-        raise ValueError(f"beams {beams} and max_new {max_new} must be at least 1.")
+        raise UserError(f"beams {beams} and max_new {max_new} must be at least 1.")
     check_positions(model, batch, max_new - 1)
     batch = pad_tokens(batch, bucket(batch.tokens.shape[1]))
     stop, pad = np.asarray(stop, np.int32), np.asarray(pad, np.int32)

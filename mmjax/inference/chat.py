@@ -20,6 +20,7 @@ import numpy as np
 
 from mmjax.data.chat import Chat, Encoded
 from mmjax.data.views import Layout, Views
+from mmjax.errors import UserError
 from mmjax.inference import sample
 from mmjax.inference.beam import beam
 from mmjax.inference.program import bucket
@@ -90,7 +91,7 @@ class Assistant:
           sampling: how to decode; the assistant's own if not given.
 
         Raises:
-          ImageError, ValueError: as for `generate`.
+          UserError: as for `generate`.
         """
         return self.generate([ask(text, _all(image, images))], sampling)[0]
 
@@ -101,7 +102,7 @@ class Assistant:
 
         Raises:
           ImageError: a picture that cannot be used, and why.
-          ValueError: marks and pictures disagree, a wrong role or turn, a prompt too long; names the prompt's id.
+          UserError: marks and pictures disagree, a wrong role or turn, a prompt too long; names the prompt's id.
         """
         sampling = sampling or self.sampling
         encoded = [self._encode(prompt, sampling.max_new) for prompt in prompts]
@@ -134,7 +135,7 @@ class Assistant:
         """log p(candidate | prompt) of each candidate reply, with the end of the reply; float32 [candidates].
 
         Raises:
-          ImageError, ValueError: as for `generate`; an empty candidate.
+          UserError: as for `generate`; an empty candidate.
         """
         return self.score_many([prompt], [candidates])[0]
 
@@ -202,7 +203,7 @@ class Assistant:
 
     def _check_length(self, prompt: Sample, tokens: int, note: str = "") -> None:
         if tokens > self.length:
-            raise ValueError(
+            raise UserError(
                 f"{prompt.id}: wants {tokens} tokens, {note}the model's window has {self.length}. Shorten it."
             )
 

@@ -9,6 +9,7 @@ import jax
 from mmjax.config import Config, Stage, build_model
 from mmjax.data.pipeline import make_chat
 from mmjax.data.spec import read_spec
+from mmjax.errors import MissingFile
 from mmjax.hub.load import load_parts
 from mmjax.inference.chat import Assistant, Sampling
 from mmjax.nn.linear import merge_lora
@@ -25,7 +26,7 @@ def load(workdir: str | Path, stage: str | None = None) -> Assistant:
     trained yet, what its `load` names, if that is the whole model.
 
     Raises:
-      FileNotFoundError: no run there, or no checkpoint yet.
+      MissingFile: no run there, or no checkpoint yet.
       CheckpointError: what `load` names cannot be loaded.
     """
     workdir = Path(workdir)
@@ -59,4 +60,4 @@ def _last_trained(config: Config, workdir: Path) -> Stage:
             return stage
     if [part for part, _ in config.load] == [""]:
         return config.stages[-1]
-    raise FileNotFoundError(f"{workdir}: no stage has a checkpoint yet; `mmjax train` makes them.")
+    raise MissingFile(f"{workdir}: no stage has a checkpoint yet; `mmjax train` makes them.")

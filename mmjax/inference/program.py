@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmjax.errors import UserError
 from mmjax.model import MultimodalLM
 from mmjax.types import Batch, Cache
 
@@ -26,13 +27,13 @@ def pad_tokens(batch: Batch, length: int) -> Batch:
     """The batch with its rows padded on the right, [B, T] -> [B, length]; no computation if T is `length`.
 
     Raises:
-      ValueError: T is larger than `length`.
+      UserError: T is larger than `length`.
     """
     extra = length - batch.tokens.shape[1]
     if extra == 0:
         return batch
     if extra < 0:
-        raise ValueError(f"prompts of {batch.tokens.shape[1]} tokens do not fit into {length}.")
+        raise UserError(f"prompts of {batch.tokens.shape[1]} tokens do not fit into {length}.")
 
     def pad(x, value):
         # A host's batch stays on the host: padding on the device would compile once for every length.
@@ -53,10 +54,10 @@ def pad_tokens(batch: Batch, length: int) -> Batch:
 
 
 def check_positions(model: MultimodalLM, batch: Batch, more: int) -> None:
-    """Raises ValueError if prompts, and `more` tokens read after each, need more than the learned positions."""
+    """Raises UserError if prompts, and `more` tokens read after each, need more than the learned positions."""
     limit = model.backbone.max_positions
     if limit and (needed := int(np.max(batch.positions)) + 1 + more) > limit:
-        raise ValueError(
+        raise UserError(
             f"{needed - more} tokens of a prompt and {more} read after them need {needed} positions; "
             f"model.backbone.max_positions is {limit}."
         )

@@ -15,6 +15,7 @@ from PIL import Image
 from mmjax.data import image as images
 from mmjax.data.chat import MARK, Encoded
 from mmjax.data.views import Size, Views, count, put, put_positions
+from mmjax.errors import UserError
 from mmjax.inference.program import bucket
 from mmjax.types import Batch, Media, Sample, Turn
 
@@ -26,29 +27,29 @@ def ask(text: str, pictures: Sequence[Any], name: str = "prompt") -> Sample:
     """One question as a prompt; pictures that no `<image>` in it marks stand in front.
 
     Raises:
-      ValueError: fewer pictures than marks.
+      UserError: fewer pictures than marks.
     """
     return Sample(name, (Turn("user", mark(text, len(pictures))),), tuple(pictures))
 
 
 def mark(text: str, pictures: int) -> str:
-    """The text with a mark for each of its pictures. Raises ValueError if it already has more."""
+    """The text with a mark for each of its pictures. Raises UserError if it already has more."""
     missing = pictures - text.count(MARK)
     if missing < 0:
-        raise ValueError(f"{text!r} has {text.count(MARK)} {MARK} marks for {pictures} pictures.")
+        raise UserError(f"{text!r} has {text.count(MARK)} {MARK} marks for {pictures} pictures.")
     return f"{MARK}\n" * missing + text
 
 
 def check(prompt: Sample) -> None:
-    """Raises ValueError, with the prompt's id, if it is none that the assistant could answer."""
+    """Raises UserError, with the prompt's id, if it is none that the assistant could answer."""
     marks = sum(turn.text.count(MARK) for turn in prompt.turns)
     if marks != len(prompt.images):
-        raise ValueError(f"{prompt.id}: has {marks} {MARK} marks for {len(prompt.images)} pictures.")
+        raise UserError(f"{prompt.id}: has {marks} {MARK} marks for {len(prompt.images)} pictures.")
     for turn in prompt.turns:
         if turn.role not in ("system", "user", "assistant"):
-            raise ValueError(f"{prompt.id}: unknown role {turn.role!r}.")
+            raise UserError(f"{prompt.id}: unknown role {turn.role!r}.")
     if not prompt.turns or prompt.turns[-1].role != "user":
-        raise ValueError(f"{prompt.id}: a prompt ends with a turn of the user.")
+        raise UserError(f"{prompt.id}: a prompt ends with a turn of the user.")
 
 
 def size_of(picture: Picture, views: Views, name: str) -> Size:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from mmjax.errors import UserError
 from mmjax.inference.program import bucket, check_positions, last_hidden, pad_tokens
 from mmjax.model import MultimodalLM
 from mmjax.types import Batch, Cache
@@ -79,7 +80,7 @@ def generate(
       tokens int32 [B, max_new] and lengths int32 [B]; a length below max_new means that a stop token came.
 
     Raises:
-      ValueError: max_new below 1, more tokens than learned positions, a negative temperature or top_k, top_p
+      UserError: max_new below 1, more tokens than learned positions, a negative temperature or top_k, top_p
         outside (0, 1].
     """
     rule = make_rule(len(batch.tokens), rng, temperature, top_k, top_p, stop, pad, rows)
@@ -111,9 +112,9 @@ def make_rule(size, rng, temperature, top_k, top_p, stop, pad, rows=None) -> Rul
     # Filled in on the host: a jitted call then sees the same shapes whatever form the settings came in.
     temperature, top_p = (np.broadcast_to(np.asarray(x, np.float32), (size,)) for x in (temperature, top_p))
     if (temperature < 0).any() or top_k < 0:
-        raise ValueError(f"temperature {temperature} and top_k {top_k} must not be negative.")
+        raise UserError(f"temperature {temperature} and top_k {top_k} must not be negative.")
     if (top_p <= 0).any() or (top_p > 1).any():
-        raise ValueError(f"top_p {top_p} must lie above 0 and not above 1.")
+        raise UserError(f"top_p {top_p} must lie above 0 and not above 1.")
     return Rule(
         rng=rng,
         rows=np.asarray(np.arange(size) if rows is None else rows, np.int32),
@@ -165,7 +166,7 @@ def choose(logits: jax.Array, rule: Rule, step: jax.Array) -> jax.Array:
 
 def _ready(model: MultimodalLM, batch: Batch, max_new: int) -> Batch:
     if max_new < 1:
-        raise ValueError(f"max_new is {max_new}; nothing would be generated.")
+        raise UserError(f"max_new is {max_new}; nothing would be generated.")
     check_positions(model, batch, max_new - 1)  # the last token is never read
     return pad_tokens(batch, bucket(batch.tokens.shape[1]))
 

@@ -21,7 +21,7 @@ def log_likelihood(model: MultimodalLM, params: Mapping[str, Any], batch: Batch)
     Vocabulary-sized logits are computed at the targets only.
 
     Raises:
-      ValueError: more tokens than learned positions.
+      UserError: more tokens than learned positions.
     """
     check_positions(model, batch, 0)
     batch = pad_tokens(batch, bucket(batch.tokens.shape[1]))
@@ -56,7 +56,7 @@ def log_likelihood_of_replies(
       counted: bool [B, C, R], which of their tokens count.
 
     Raises:
-      ValueError: more tokens than learned positions.
+      UserError: more tokens than learned positions.
     """
     check_positions(model, batch, replies.shape[2] - 1)  # the last token is never read
     batch = pad_tokens(batch, bucket(batch.tokens.shape[1]))

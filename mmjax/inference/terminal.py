@@ -13,6 +13,7 @@ import numpy as np
 
 from mmjax.build import suggest
 from mmjax.data.image import ImageError
+from mmjax.errors import UserError
 from mmjax.inference.chat import Assistant
 
 HELP = """\
@@ -86,7 +87,7 @@ class _Terminal:
                 for piece in answer:
                     self.output(piece, end="", flush=True)
                     said, self.waiting = True, []
-        except ValueError as error:
+        except UserError as error:
             self.output(f"{error} (/reset begins anew.)")
             return
         self.output("" if said else "(The model has nothing to say.)")

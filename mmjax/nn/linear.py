@@ -67,7 +67,7 @@ def add_lora(params: tree.Tree, rules: tree.Rules, rng: jax.Array) -> dict[str, 
     that carry adapters already are left alone, so that a later stage may go on with those of the stage before.
 
     Raises:
-      ValueError: a rule that finds no kernel.
+      UserError: a rule that finds no kernel.
     """
     flat = tree.flatten(params)
     kernels = {path: leaf for path, leaf in flat.items() if path.endswith("/kernel")}

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from mmjax.build import suggest
+from mmjax.errors import UserError
 from mmjax.nn.linear import Linear
 from mmjax.sharding import constrain
 
@@ -27,10 +28,10 @@ def activation(name: str):
     """The activation of that name.
 
     Raises:
-      ValueError: no such activation.
+      UserError: no such activation.
     """
     if name not in ACTIVATIONS:
-        raise ValueError(f"activation: no {name!r}" + suggest(name, ACTIVATIONS))
+        raise UserError(f"activation: no {name!r}" + suggest(name, ACTIVATIONS))
     return ACTIVATIONS[name]
 
 

@@ -8,6 +8,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmjax.errors import UserError
+
 
 class Norm(nn.Module):
     """One of four normalisations.
@@ -24,7 +26,7 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         if self.kind not in ("layer", "layer_nobias", "rms", "rms1"):
-            raise ValueError(f"norm: {self.kind!r} is none of 'layer', 'layer_nobias', 'rms', 'rms1'.")
+            raise UserError(f"norm: {self.kind!r} is none of 'layer', 'layer_nobias', 'rms', 'rms1'.")
         dtype, width = x.dtype, x.shape[-1:]
         x = x.astype(jnp.float32)
         if self.kind.startswith("layer"):

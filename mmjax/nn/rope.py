@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmjax.errors import UserError
+
 Rope = tuple[jax.Array, Any]  # frequencies [R / 2], magnitude
 
 
@@ -29,7 +31,7 @@ def rope_frequencies(
       (radians a position, float32 [R / 2]; a factor on the rotated dimensions).
 
     Raises:
-      ValueError: no such type.
+      UserError: no such type.
     """
     rotary = int(head_dim * fraction) // 2 * 2
     frequency = theta ** (-jnp.arange(0, rotary, 2, dtype=jnp.float32) / rotary)
@@ -42,7 +44,7 @@ def rope_frequencies(
         return _llama3(frequency, scaling), 1.0
     if kind == "yarn":
         return _yarn(frequency, theta, scaling)
-    raise ValueError(f"rope_scaling: type {kind!r} is none of 'linear', 'llama3', 'yarn'.")
+    raise UserError(f"rope_scaling: type {kind!r} is none of 'linear', 'llama3', 'yarn'.")
 
 
 def _llama3(frequency: jax.Array, scaling: Mapping[str, Any]) -> jax.Array:
@@ -80,18 +82,18 @@ def rotate(x: jax.Array, positions: jax.Array, rope: Rope, sections: Sequence[in
         positions [B, T] are those with equal components.
 
     Raises:
-      ValueError: sections that are not all pairs, or positions that they do not fit.
+      UserError: sections that are not all pairs, or positions that they do not fit.
     """
     frequency, magnitude = rope
     half = frequency.shape[0]
     if sections and sum(sections) != half:
-        raise ValueError(f"rope_sections: {tuple(sections)} are not the {half} pairs of a head.")
+        raise UserError(f"rope_sections: {tuple(sections)} are not the {half} pairs of a head.")
     if positions.ndim == 2:
         positions = positions[:, :, None]
     elif positions.shape[-1] == len(sections):
         positions = jnp.repeat(positions, np.asarray(sections), axis=-1, total_repeat_length=half)
     else:
-        raise ValueError(f"rope_sections: {len(sections)} for positions of {positions.shape[-1]} components.")
+        raise UserError(f"rope_sections: {len(sections)} for positions of {positions.shape[-1]} components.")
     angle = (positions.astype(jnp.float32) * frequency)[:, :, None]
     cos, sin = jnp.cos(angle) * magnitude, jnp.sin(angle) * magnitude
     first, second, rest = jnp.split(x, [half, 2 * half], axis=-1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax.numpy as jnp
 
+from mmjax.errors import UserError
 from mmjax.nn.attention import Attention
 from mmjax.nn.block import BlockShape, feed_forward, fields_of
 from mmjax.nn.norm import Norm
@@ -32,7 +33,7 @@ class GatedCrossBlock(BlockShape):
             return jnp.tanh(self.param(name, nn.initializers.zeros, shape, self.param_dtype)).astype(x.dtype)
 
         if self.gate not in ("scalar", "vector"):
-            raise ValueError(f"gate: {self.gate!r} is neither 'scalar' nor 'vector'.")
+            raise UserError(f"gate: {self.gate!r} is neither 'scalar' nor 'vector'.")
         shape = () if self.gate == "scalar" else x.shape[-1:]
 
         attention = Attention(**fields_of(self, Attention), name="attention")

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from mmjax.errors import UserError
 from mmjax.nn.linear import Linear
 from mmjax.nn.mlp import activation
 from mmjax.nn.norm import Norm
@@ -19,7 +20,7 @@ def pixel_shuffle(x: jax.Array, factor: int) -> jax.Array:
     *lead, n, d = x.shape
     side = math.isqrt(n)
     if side * side != n or side % factor:
-        raise ValueError(f"pixel_shuffle: {n} tokens are no square grid that {factor} divides.")
+        raise UserError(f"pixel_shuffle: {n} tokens are no square grid that {factor} divides.")
     x = x.reshape(*lead, side // factor, factor, side // factor, factor, d).swapaxes(-4, -3)
     return x.reshape(*lead, n // factor**2, factor**2 * d)
 
@@ -28,7 +29,7 @@ def concat(x: jax.Array, factor: int) -> jax.Array:
     """[..., N, D] -> [..., N / factor, factor D]: consecutive tokens in raster order (MiniGPT-v2)."""
     *lead, n, d = x.shape
     if n % factor:
-        raise ValueError(f"concat: {factor} does not divide {n} tokens.")
+        raise UserError(f"concat: {factor} does not divide {n} tokens.")
     return x.reshape(*lead, n // factor, factor * d)
 
 
@@ -70,7 +71,7 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:
         if self.reduce not in REDUCERS:
-            raise ValueError(f"reduce: {self.reduce!r} is none of {', '.join(REDUCERS)}.")
+            raise UserError(f"reduce: {self.reduce!r} is none of {', '.join(REDUCERS)}.")
         x = REDUCERS[self.reduce](features, self.factor)
         x = Norm(self.norm_in, 1e-5, self.param_dtype, name="norm_in")(x) if self.norm_in else x
         for i in range(self.depth):

@@ -5,10 +5,9 @@ alone), the data position and the config beside them. Orbax writes a step under 
 its own by an atomic rename, so whatever bears a number was written to the end. Then comes the seal:
 `manifest.json` with the size and SHA-256 of every file, against which a restore compares.
 
-A run may be killed at any moment. In the midst of a save, a temporary folder is left, which the next save
-removes. Between the rename and the seal, a whole step without a manifest is left: it is restored all the
-same, with a warning that it could not be verified (Orbax by itself notices a lost file, but no flipped bit),
-and given up for the step before if it cannot be read. So a kill costs no more than the save under way.
+A run may be killed at any moment. A kill during a save leaves a temporary folder, which the next save removes.
+A kill between the rename and the seal leaves a whole step without a manifest: it is restored with a warning that
+it could not be verified, and given up for the step before if it cannot be read.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from mmjax.errors import MissingFile, UserError
 from mmjax.tree import explain_mismatch
 
 log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ MANIFEST = "manifest.json"
 UNREADABLE = (OSError, ValueError, KeyError)
 
 
-class MismatchError(ValueError):
+class MismatchError(UserError):
     """The state asked for is not the one saved: no fault of the files, so no reason to fall back."""
 
 
@@ -59,7 +59,7 @@ class Checkpoints(AbstractContextManager):
 
     def __init__(self, directory: epath.PathLike, keep: int):
         if keep < 1:
-            raise ValueError(f"keep={keep}: at least one checkpoint must stay; 2 leave one to fall back to.")
+            raise UserError(f"keep={keep}: at least one checkpoint must stay; 2 leave one to fall back to.")
         self.directory = epath.Path(directory).resolve()
         self.keep = keep
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
@@ -91,7 +91,7 @@ class Checkpoints(AbstractContextManager):
           wait: return only when the step is committed and sealed.
 
         Raises:
-          RuntimeError: a save failed (a full disk, ...): the one before or, with `wait`, this one.
+          UserError: a save failed (a full disk, ...): the one before or, with `wait`, this one.
           TypeError: `data` is not JSON.
         """
         self.wait()
@@ -120,8 +120,8 @@ class Checkpoints(AbstractContextManager):
           abstract: the mapping that was saved, its leaves `jax.ShapeDtypeStruct`s that carry shardings.
 
         Raises:
-          FileNotFoundError: there is no step, or none is whole.
-          ValueError: the parts, paths, shapes or dtypes are not those of the checkpoint.
+          MissingFile: there is no step, or none is whole.
+          UserError: the parts, paths, shapes or dtypes are not those of the checkpoint.
         """
         self.wait()
         while (step := self._newest_whole(set_aside=True)) is not None:
@@ -138,18 +138,18 @@ class Checkpoints(AbstractContextManager):
                     raise  # the files are what was written: the fault is not theirs
                 if jax.process_index() == 0:
                     self._set_aside(step, f"it cannot be read ({error})")
-        raise FileNotFoundError(self._none_whole())
+        raise MissingFile(self._none_whole())
 
     def open_params(self, step: int | None = None) -> tuple[Any, Callable[[Any], Any]]:
         """The `params` of a step, None for the newest with whole ones; its files alone are verified, once, here.
 
         Returns:
           Its shapes, a pytree of `jax.ShapeDtypeStruct`s, and what reads such a pytree with shardings: a subset
-          will do, and another dtype casts; it raises ValueError for what was not saved.
+          will do, and another dtype casts; it raises UserError for what was not saved.
 
         Raises:
-          FileNotFoundError: there is no such step, or none is whole.
-          ValueError: the step asked for is damaged.
+          MissingFile: there is no such step, or none is whole.
+          UserError: the step asked for is damaged.
         """
         path = self._choose(step, parts=["params"])
         saved = ocp.metadata(path, "params").metadata
@@ -167,7 +167,7 @@ class Checkpoints(AbstractContextManager):
         """The config's text as it was saved with a step; None for the newest.
 
         Raises:
-          FileNotFoundError: there is no such step.
+          MissingFile: there is no such step.
         """
         return ocp.metadata(self._choose(step, parts=[]), "params").custom_metadata["config"]
 
@@ -175,7 +175,7 @@ class Checkpoints(AbstractContextManager):
         """Waits until the save in flight is committed and sealed.
 
         Raises:
-          RuntimeError: it failed.
+          UserError: it failed.
         """
         if self._pending is None:
             return
@@ -183,7 +183,7 @@ class Checkpoints(AbstractContextManager):
         try:
             future.result()
         except Exception as error:
-            raise RuntimeError(f"{self._path(step)}: saving the checkpoint failed: {error}") from error
+            raise UserError(f"{self._path(step)}: saving the checkpoint failed: {error}") from error
 
     def close(self) -> None:
         """Waits for the save in flight; the object is of no use afterwards."""
@@ -220,11 +220,11 @@ class Checkpoints(AbstractContextManager):
         if step is None:
             step = self._newest_whole(parts)
             if step is None:
-                raise FileNotFoundError(self._none_whole())
+                raise MissingFile(self._none_whole())
         elif step not in self.steps():
-            raise FileNotFoundError(f"{self.directory}: no checkpoint of step {step}, only of {self.steps()}.")
+            raise MissingFile(f"{self.directory}: no checkpoint of step {step}, only of {self.steps()}.")
         elif fault := _fault(self._path(step), parts):
-            raise ValueError(f"{self._path(step)} is damaged: {fault}. Ask for another of {self.steps()}.")
+            raise UserError(f"{self._path(step)} is damaged: {fault}. Ask for another of {self.steps()}.")
         return self._path(step)
 
     def _newest_whole(self, parts: Collection[str] | None = None, set_aside: bool = False) -> int | None:

@@ -16,6 +16,7 @@ from absl import logging
 from mmjax import tree
 from mmjax.config import Stage
 from mmjax.data.pipeline import Dataset
+from mmjax.errors import UserError
 from mmjax.sharding import batch_sharding
 from mmjax.training.checkpoint import Checkpoints
 from mmjax.training.metrics import Metrics, Progress, Timer, compilations
@@ -29,7 +30,7 @@ class Stopped(Exception):
     """The run was asked to stop (SIGTERM), has saved, and may go on with the same command."""
 
 
-class TooManySkipped(RuntimeError):
+class TooManySkipped(UserError):
     """More steps had a loss or gradient that was not finite than the config allows."""
 
 

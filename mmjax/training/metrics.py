@@ -19,6 +19,8 @@ import jax
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from mmjax.errors import MissingPackage
+
 PLAIN_SECONDS = 30.0  # between two lines of progress where no bar can be drawn
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 _compilations = 0
@@ -72,7 +74,7 @@ class Metrics(AbstractContextManager):
         kept in the file `wandb_id`.
 
     Raises:
-      ModuleNotFoundError: W&B is asked for and not installed.
+      MissingPackage: W&B is asked for and not installed.
     """
 
     def __init__(self, directory: str | Path, step: int, wandb: Mapping[str, Any] | None):
@@ -138,7 +140,7 @@ def _start_wandb(directory: Path, arguments: Mapping[str, Any]) -> Any:
     try:
         import wandb  # an extra: not everyone has it
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
+        raise MissingPackage(
             "wandb is asked for in the config and not installed: pip install 'mmjax[wandb]', or set wandb to None."
         ) from error
     identity = directory / "wandb_id"

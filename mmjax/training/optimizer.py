@@ -18,6 +18,7 @@ import optax
 
 from mmjax import tree
 from mmjax.build import suggest
+from mmjax.errors import UserError
 
 KEYS = (
     "type", "lr", "schedule", "warmup", "final", "b1", "b2", "eps", "weight_decay", "clip", "lr_factors", "decay",
@@ -42,7 +43,7 @@ def make_optimizer(
       updates done -> learning rate of the next, before factors.
 
     Raises:
-      ValueError: an unknown or missing key or name, a value out of range, a path that no rule covers.
+      UserError: an unknown or missing key or name, a value out of range, a path that no rule covers.
     """
     _check_spec(spec)
     schedule = make_schedule(spec, total_steps)
@@ -69,13 +70,13 @@ def make_schedule(spec: Mapping[str, Any], total_steps: int) -> optax.Schedule:
       total_steps: the update after the last; its rate would be `lr * final`.
 
     Raises:
-      ValueError: a value out of range.
+      UserError: a value out of range.
     """
     peak, final, warmup = spec["lr"], spec["final"], spec["warmup"]
     # A fraction is rounded up, as Hugging Face's `warmup_ratio` is: published recipes are given in it.
     warmup = math.ceil(warmup * total_steps) if warmup < 1 else warmup
     if warmup != int(warmup) or not 0 <= warmup < total_steps:
-        raise ValueError(
+        raise UserError(
             f"optimizer.warmup: {spec['warmup']!r} is neither a fraction below 1 nor a whole number of updates "
             f"below the stage's {total_steps}."
         )
@@ -87,20 +88,20 @@ def make_schedule(spec: Mapping[str, Any], total_steps: int) -> optax.Schedule:
     elif final == 1:
         after = optax.constant_schedule(peak)
     else:
-        raise ValueError(f"optimizer.final: {final!r}; a constant schedule ends at its peak, so it must be 1.")
+        raise UserError(f"optimizer.final: {final!r}; a constant schedule ends at its peak, so it must be 1.")
     return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup]) if warmup else after
 
 
 def _check_spec(spec: Mapping[str, Any]) -> None:
     for key in spec:
         if key not in KEYS:
-            raise ValueError(f"optimizer: no key {key!r}" + suggest(key, KEYS))
+            raise UserError(f"optimizer: no key {key!r}" + suggest(key, KEYS))
     missing = [key for key in KEYS if key not in spec]
     if missing:
-        raise ValueError(f"optimizer: missing {', '.join(missing)}.")
+        raise UserError(f"optimizer: missing {', '.join(missing)}.")
     for key, known in (("type", ("adamw",)), ("schedule", SCHEDULES)):
         if spec[key] not in known:
-            raise ValueError(f"optimizer.{key}: no {spec[key]!r}" + suggest(spec[key], known))
+            raise UserError(f"optimizer.{key}: no {spec[key]!r}" + suggest(spec[key], known))
     for key in ("lr", "warmup", "final", "weight_decay", "clip"):
         if spec[key] < 0:
-            raise ValueError(f"optimizer.{key}: {spec[key]!r} is negative.")
+            raise UserError(f"optimizer.{key}: {spec[key]!r} is negative.")

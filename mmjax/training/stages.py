@@ -20,6 +20,7 @@ from mmjax import tree
 from mmjax.config import Config, Stage, build_model, read_config
 from mmjax.data.pipeline import Dataset, make_dataset
 from mmjax.data.tokenizer import Tokenizer
+from mmjax.errors import UserError
 from mmjax.hub.load import load_parts
 from mmjax.model import MultimodalLM
 from mmjax.nn.linear import add_lora
@@ -53,7 +54,7 @@ class Run:
         splice = self.model.fusion == "splice"
         limit = self.model.backbone.max_positions
         if limit and spec["length"] > limit:
-            raise ValueError(f"data.length: {spec['length']} tokens; model.backbone.max_positions is {limit}.")
+            raise UserError(f"data.length: {spec['length']} tokens; model.backbone.max_positions is {limit}.")
         return make_dataset(
             spec,
             self.tokenizer,
@@ -144,7 +145,7 @@ def _resume(checkpoints: Checkpoints, abstract: TrainState, data: Dataset) -> tu
         }
     )
     if restored.data["fingerprint"] != data.fingerprint:
-        raise ValueError(
+        raise UserError(
             "The data is not what this stage was trained on so far (other records, lengths, weights or seed): "
             "restore it, or begin in another --workdir."
         )
@@ -195,7 +196,7 @@ def _carried_over(run: Run, before: Stage, stage: Stage, shapes: tree.Tree) -> d
     """What `before` ended with, as `stage` wants it: all but the adapters that it adds."""
     with run.checkpoints(before) as checkpoints:
         if checkpoints.latest() != before.steps:
-            raise ValueError(
+            raise UserError(
                 f"Stage {stage.name!r} starts from {before.name!r}, not done in {run.workdir}; train that first."
             )
         params = trained_parameters(checkpoints, run.mesh)
@@ -204,14 +205,14 @@ def _carried_over(run: Run, before: Stage, stage: Stage, shapes: tree.Tree) -> d
         old = {path: path in there or "/lora_" not in path for path in tree.flatten(shapes)}
         shapes = tree.partition(shapes, old)[0]
     if trouble := tree.explain_mismatch(shapes, params):
-        raise ValueError(f"Stage {stage.name!r} cannot start from {before.name!r}:\n{trouble}")
+        raise UserError(f"Stage {stage.name!r} cannot start from {before.name!r}:\n{trouble}")
     return jax.tree.map(lambda p, shape: p.astype(shape.dtype), params, shapes)
 
 
 def _check_batch(stage: Stage, mesh: jax.sharding.Mesh) -> None:
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
     if stage.batch % (devices * stage.accumulate):
-        raise ValueError(
+        raise UserError(
             f"{stage.name}.batch: {stage.batch} rows cannot be split over data x fsdp = {devices} devices "
             f"in {stage.accumulate} parts."
         )

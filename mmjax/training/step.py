@@ -24,7 +24,7 @@ def find_losses(spec: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[Callab
     """{'next_token': dict(type='objectives.language.next_token', weight=1.0, **options)} -> functions and weights.
 
     Raises:
-      ValueError: no such objective.
+      UserError: no such objective.
     """
     found = {}
     for name, loss in spec.items():

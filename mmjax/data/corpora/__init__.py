@@ -11,6 +11,7 @@ import pkgutil
 from collections.abc import Iterable
 
 from mmjax.build import suggest
+from mmjax.errors import MissingFile, UserError
 
 PREFIX = "corpus:"
 
@@ -19,11 +20,11 @@ def parse(path: str) -> tuple[str, str, str]:
     """'corpus:NAME/CONFIG/SPLIT' -> (NAME, CONFIG, SPLIT).
 
     Raises:
-      ValueError: not of this form.
+      UserError: not of this form.
     """
     parts = path.removeprefix(PREFIX).split("/")
     if not path.startswith(PREFIX) or len(parts) != 3 or not all(parts):
-        raise ValueError(f"path: {path!r} is not of the form 'corpus:NAME/CONFIG/SPLIT'.")
+        raise UserError(f"path: {path!r} is not of the form 'corpus:NAME/CONFIG/SPLIT'.")
     return parts[0], parts[1], parts[2]
 
 
@@ -31,7 +32,7 @@ def builder(path: str, data_dir: str):
     """The TFDS builder of the corpus a path names.
 
     Raises:
-      ValueError: no such corpus or config; says the nearest right one.
+      UserError: no such corpus or config; says the nearest right one.
     """
     name, config, _ = parse(path)
     try:
@@ -40,10 +41,10 @@ def builder(path: str, data_dir: str):
         if error.name not in (name, f"{__name__}.{name}"):
             raise
         known = [m.name for m in pkgutil.iter_modules(__path__) if m.name != "base"]
-        raise ValueError(f"path: {path!r} names no corpus" + suggest(name, known)) from None
+        raise UserError(f"path: {path!r} names no corpus" + suggest(name, known)) from None
     configs = [c.name for c in module.Corpus.BUILDER_CONFIGS]
     if config not in configs:
-        raise ValueError(f"path: {path!r}: {name} has no config {config!r}" + suggest(config, configs))
+        raise UserError(f"path: {path!r}: {name} has no config {config!r}" + suggest(config, configs))
     return module.Corpus(config=config, data_dir=data_dir, file_format="array_record")
 
 
@@ -51,17 +52,17 @@ def open_corpus(path: str, data_dir: str):
     """The samples of one split of a corpus that has been built in `data_dir`.
 
     Raises:
-      ValueError: no such corpus, config or split.
-      FileNotFoundError: it has not been built.
+      UserError: no such corpus, config or split.
+      MissingFile: it has not been built.
     """
     from mmjax.data.corpora.base import CorpusSource
 
     split = parse(path)[2]
     made = builder(path, data_dir)
     if not made.is_prepared():
-        raise FileNotFoundError(f"{path!r} is not in {data_dir!r} yet: run `mmjax prepare` with this config.")
+        raise MissingFile(f"{path!r} is not in {data_dir!r} yet: run `mmjax prepare` with this config.")
     if split not in made.info.splits:
-        raise ValueError(f"path: {path!r} has no split {split!r}" + suggest(split, made.info.splits))
+        raise UserError(f"path: {path!r} has no split {split!r}" + suggest(split, made.info.splits))
     return CorpusSource(made, split)
 
 

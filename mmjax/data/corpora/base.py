@@ -93,7 +93,7 @@ def need(package: str) -> ModuleType:
     """A package that carries a corpus.
 
     Raises:
-      ModuleNotFoundError: it is not installed; says how to install it.
+      MissingPackage: it is not installed; says how to install it.
     """
     try:
         return importlib.import_module(package)

@@ -10,6 +10,7 @@ import tensorflow_datasets as tfds
 from PIL import Image, ImageDraw, ImageFont, features
 
 from mmjax.data.corpora.base import CorpusBuilder, need
+from mmjax.errors import UserError
 from mmjax.types import Sample, Turn
 
 SKIN_TONES = frozenset(range(0x1F3FB, 0x1F400))
@@ -44,11 +45,11 @@ def check_pillow() -> None:
     """Stops where Pillow would draw flags and families as rows of several glyphs.
 
     Raises:
-      RuntimeError: Pillow lacks Raqm or FriBiDi.
+      UserError: Pillow lacks Raqm or FriBiDi.
     """
     for feature in ("raqm", "fribidi"):
         if not features.check(feature):
-            raise RuntimeError(
+            raise UserError(
                 f"Pillow has no {feature}, without which emoji of several characters fall apart. Install "
                 "Pillow's own wheel (pip install --force-reinstall --only-binary :all: pillow) and, on "
                 "Linux, the library libfribidi0."

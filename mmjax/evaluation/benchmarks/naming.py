@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mmjax.data.sources import open_source
+from mmjax.errors import UserError
 from mmjax.evaluation.samples import asked, moved_on, spread
 from mmjax.inference.chat import Assistant
 
@@ -41,7 +42,7 @@ def _candidates(names: Sequence[str], choices: int) -> list[list[str]]:
     """Each name, first, with others that differ from it and from one another."""
     rng, distinct = np.random.default_rng(0), sorted(set(names))
     if len(distinct) < choices:
-        raise ValueError(f"choices: {choices} of {len(distinct)} names cannot be.")
+        raise UserError(f"choices: {choices} of {len(distinct)} names cannot be.")
     found = []
     for name in names:
         others = [other for other in distinct if other != name]

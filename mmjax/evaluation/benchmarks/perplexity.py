@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mmjax.errors import UserError
 from mmjax.inference.chat import Assistant
 from mmjax.inference.score import log_likelihood
 from mmjax.types import Batch
@@ -23,13 +24,13 @@ def evaluate(assistant: Assistant, *, data_dir: str, windows: int, length: int) 
       perplexity: exp of the mean negative log-likelihood of every token but each window's first. tokens: how many.
 
     Raises:
-      ValueError: the manual is too short for so many windows.
+      UserError: the manual is too short for so many windows.
     """
     del data_dir
     text = "\n".join(topics[name] for name in sorted(topics))
     ids = np.asarray(assistant.encoder.tokenizer.encode(text)[0], np.int32)
     if len(ids) < windows * length:
-        raise ValueError(f"windows: {windows} of {length} tokens are more than the text's {len(ids)}.")
+        raise UserError(f"windows: {windows} of {length} tokens are more than the text's {len(ids)}.")
     starts = np.arange(windows) * ((len(ids) - length) // max(1, windows - 1))
     rows, total = ids[starts[:, None] + np.arange(length)], 0.0
     for begin in range(0, windows, assistant.batch):
