@@ -15,6 +15,7 @@ from mmjax.data.pipeline import make_dataset
 from mmjax.data.prepare import prepare, texts
 from mmjax.data.sources import open_source
 from mmjax.data.tokenizer import train_sentencepiece
+from mmjax.errors import UserError
 from mmjax.types import Sample, Turn
 
 pytest.importorskip("easy_vqa")
@@ -193,7 +194,7 @@ def test_flags_and_sequences_are_one_glyph(points):
 
 def test_missing_raqm_or_package_stops_with_the_remedy(monkeypatch):
     monkeypatch.setattr(openmoji.features, "check", lambda feature: feature != "fribidi")
-    with pytest.raises(RuntimeError, match=r"fribidi.*libfribidi0"):
+    with pytest.raises(UserError, match=r"fribidi.*libfribidi0"):
         openmoji.check_pillow()
     with pytest.raises(ModuleNotFoundError, match="pip install"):
         need("no_such_package_at_all")

@@ -15,6 +15,7 @@ from flax import struct
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from small import read_params
 
+from mmjax.errors import UserError
 from mmjax.training import checkpoint
 from mmjax.training.checkpoint import Checkpoints
 
@@ -182,7 +183,7 @@ def test_a_failed_save_is_told(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoint, "_seal", full)
     with Checkpoints(tmp_path, keep=1) as checkpoints:
-        with pytest.raises(RuntimeError, match="1: saving the checkpoint failed: No space left"):
+        with pytest.raises(UserError, match="1: saving the checkpoint failed: No space left"):
             checkpoints.save(1, parts(make_state()), DATA, CONFIG, wait=True)
         with pytest.raises(TypeError, match="JSON"):
             checkpoints.save(2, parts(make_state()), {"position": object()}, CONFIG)
