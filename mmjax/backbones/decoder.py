@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 
 from mmjax.errors import UserError
 from mmjax.nn.block import PLAIN, Block, BlockShape, fields_of
-from mmjax.nn.linear import Linear
+from mmjax.nn.linear import Linear, matmul
 from mmjax.nn.masks import window_mask
 from mmjax.nn.norm import Norm
 from mmjax.nn.rope import rope_frequencies
@@ -148,9 +149,16 @@ class Decoder(BlockShape):
             self.position_embedding = self.param("position_embedding", init, shape, self.param_dtype)
         self.norm_out = Norm(self.norm, self.norm_eps, self.param_dtype)
         if not self.tied:
-            self.head = Linear(old, self.head_bias, self.dtype, self.param_dtype)
+            head = functools.partial(
+                Linear,
+                bias=self.head_bias,
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+                out_dtype=jnp.float32,
+            )
+            self.head = head(old)
             if new:
-                self.additional_head = Linear(new, self.head_bias, self.dtype, self.param_dtype)
+                self.additional_head = head(new)
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """int32 [B, T] -> [B, T, D]."""
@@ -166,13 +174,15 @@ class Decoder(BlockShape):
         return constrain(x * jnp.asarray(self.embed_scale, x.dtype), "batch", "seq", "embed")
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """[..., D] -> float32 [..., vocab]."""
-        logits = hidden @ self.embedding.T.astype(hidden.dtype) if self.tied else self.head(hidden)
+        """[..., D] -> float32 [..., vocab], accumulated in float32 whatever the dtype of `hidden`."""
+
+        def tied(table):
+            return matmul(hidden, table.T.astype(hidden.dtype), jnp.float32)
+
+        logits = tied(self.embedding) if self.tied else self.head(hidden)
         if self.additional_vocab:
-            table = self.additional_embedding
-            new = hidden @ table.T.astype(hidden.dtype) if self.tied else self.additional_head(hidden)
+            new = tied(self.additional_embedding) if self.tied else self.additional_head(hidden)
             logits = jnp.concatenate([logits, new], axis=-1)
-        logits = logits.astype(jnp.float32)
         return self.logit_softcap * jnp.tanh(logits / self.logit_softcap) if self.logit_softcap else logits
 
     def initialise(self, media: jax.Array | None) -> jax.Array:

@@ -29,7 +29,8 @@ def attend(
 
     Args:
       q: [B, T, H, D]. k, v: [B, S, G, D]; H is a multiple of G (grouped-query attention, Ainslie et al. 2023).
-      mask: bool [B, T, S], or None for all. A query that sees no key gets zeros, not an average of everything.
+      mask: bool [B, T, S], [B, 1, S] for all queries alike, or None for all keys. A query that sees no key gets
+        zeros, not an average of everything.
       softcap: c > 0 bounds the logits to c tanh(logits / c) (Gemma 2).
       scale: 0 for 1 / sqrt(D). bias: float32 [B, H, T, S], or None.
 
@@ -47,8 +48,8 @@ def attend(
     if bias is not None:
         logits += bias.reshape(b, g, -1, bias.shape[-1])
     if mask is not None:
-        hidden = jnp.where(mask, 0.0, jnp.finfo(jnp.float32).min)[:, None]
-        logits += jnp.tile(hidden, (1, 1, h // g, 1))
+        hidden = jnp.where(jnp.broadcast_to(mask, (b, t, mask.shape[2])), 0.0, jnp.finfo(jnp.float32).min)
+        logits += jnp.tile(hidden[:, None], (1, 1, h // g, 1))
     # Divided by its sum after the product with v, the softmax costs D / S of the divisions.
     weights = jnp.exp(logits - jax.lax.stop_gradient(logits.max(-1, keepdims=True)))
     total = weights.sum(-1, keepdims=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,19 +13,22 @@ import jax.numpy as jnp
 from mmjax import tree
 
 
-@jax.custom_vjp
-def matmul(x: jax.Array, w: jax.Array) -> jax.Array:
-    """x [..., D] @ w [D, F]. Its own gradient rule only names the order of the weight gradient's product: JAX's
-    makes the transpose of it, for which XLA on CPU recomputes what comes before, column by column."""
-    return x @ w
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def matmul(x: jax.Array, w: jax.Array, dtype: Any = None) -> jax.Array:
+    """x [..., D] @ w [D, F], in `dtype` if given, without rounding to x's dtype before.
+
+    Its own gradient rule only names the order of the weight gradient's product: JAX's makes the transpose of it,
+    for which XLA on CPU recomputes what comes before, column by column."""
+    return jnp.matmul(x, w, preferred_element_type=dtype)
 
 
-def _matmul_forward(x, w):
-    return x @ w, (x, w)
+def _matmul_forward(x, w, dtype):
+    return matmul(x, w, dtype), (x, w)
 
 
-def _matmul_backward(saved, dy):
+def _matmul_backward(_, saved, dy):
     x, w = saved
+    dy = dy.astype(x.dtype)
     flat = lambda y: y.reshape(-1, y.shape[-1])  # noqa: E731
     dw = jax.lax.dot_general(flat(x), flat(dy), (((0,), (0,)), ((), ())))
     return dy @ w.T, dw
@@ -34,7 +38,7 @@ matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
 class Linear(nn.Module):
-    """y = x W + b over the last axis, with W [D_in, D_out].
+    """y = x W + b over the last axis, with W [D_in, D_out]. out_dtype: of y, where it is not `dtype`.
 
     LoRA is not a mode of the layer but a fact of its parameters: where `lora_a` [D_in, R], `lora_b` [R, D_out]
     and `lora_scale` [] stand beside the kernel (`add_lora` puts them there by path rules),
@@ -46,12 +50,13 @@ class Linear(nn.Module):
     dtype: Any
     param_dtype: Any
     kernel_init: Callable = nn.initializers.lecun_normal()
+    out_dtype: Any = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), self.param_dtype)
         x = x.astype(self.dtype)
-        y = matmul(x, kernel.astype(self.dtype))
+        y = matmul(x, kernel.astype(self.dtype), self.out_dtype)
         if self.has_variable("params", "lora_a"):
             a, b, scale = (self.get_variable("params", f"lora_{n}") for n in ("a", "b", "scale"))
             y += (x @ a.astype(self.dtype)) @ b.astype(self.dtype) * scale.astype(self.dtype)

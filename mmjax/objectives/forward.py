@@ -16,12 +16,12 @@ class Forward:
 
     def __init__(self, model: MultimodalLM, params: Mapping[str, Any]):
         self._model, self._params = model, params
-        self._outputs: dict[int, Output] = {}
+        self._outputs: dict[int, tuple[Batch, Output]] = {}  # by id, each with the batch that has this id
 
     def __call__(self, batch: Batch) -> Output:
         if id(batch) not in self._outputs:
-            self._outputs[id(batch)] = self._model.apply(self._params, batch)
-        return self._outputs[id(batch)]
+            self._outputs[id(batch)] = batch, self._model.apply(self._params, batch)
+        return self._outputs[id(batch)][1]
 
     def encode(self, batch: Batch) -> dict[str, jax.Array]:
         """Each modality's projected tokens [B, M, K, D]; the language model does not run."""

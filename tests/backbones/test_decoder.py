@@ -88,3 +88,22 @@ def test_local_layers_among_cross_attention():
 def test_a_wrong_pattern_is_an_error(wrong):
     with pytest.raises(ValueError, match="attention_pattern"):
         hidden(None, **wrong)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_logits_are_not_rounded_to_the_activations_dtype(tied):
+    """bfloat16 numbers near 100 lie 0.5 apart; the float32 product of the same hidden states is finer."""
+    spec = dict(variant="llama", xattn=None, tied=tied, additional_vocab=8, **sizes(64, 128, 1, 2, 2, 64, 8))
+    decoder = build(dict(type="backbones.decoder.Decoder", **spec), "decoder", **DTYPES)
+    params = decoder.init(jax.random.key(0), None, method="initialise")["params"]
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16).astype(jnp.float32), params)
+    hidden = 100 * jax.random.normal(jax.random.key(1), (3, 128), jnp.bfloat16)
+    logits = decoder.apply({"params": params}, hidden, method="logits")
+    tables = [params["embedding"].T, params["additional_embedding"].T]
+    if not tied:
+        tables = [params["head"]["kernel"], params["additional_head"]["kernel"]]
+    exact = np.concatenate(
+        [np.asarray(hidden).astype(np.float64) @ np.asarray(table, np.float64) for table in tables], axis=1
+    )
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits, exact, rtol=1e-5, atol=1e-5 * np.abs(exact).max())

@@ -32,7 +32,7 @@ def tiny_model(fusion, vocab=40, seed=0):
         projector = dict(type="projectors.mlp.MLP", depth=2, activation="gelu", bias=True)
         projector |= dict(reduce="pixel_shuffle", factor=2, norm="rms")
     else:
-        xattn = dict(every=1, first=1, norm="layer", gated=False, activation="gelu")
+        xattn = dict(every=1, first=1, kv_heads=2, norm="layer", gated=False, activation="gelu")
         projector = dict(type="projectors.resampler.Perceiver", latents=4, depth=1, heads=2, head_dim=12)
         projector |= dict(mlp_ratio=2, norm="layer", norm_eps=1e-5, activation="gelu", project=True)
     model = make_model(

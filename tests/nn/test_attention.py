@@ -34,6 +34,13 @@ MASKS = {
 SHAPES = [(4, 4, 0.0), (4, 2, 0.0), (4, 1, 0.0), (6, 2, 2.0)]
 
 
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2), (4, 1)])
+def test_one_mask_for_all_queries(heads, kv_heads):
+    q, k, v = inputs(heads, kv_heads)
+    mask = MASKS["causal"][:, :1]
+    np.testing.assert_array_equal(attend(q, k, v, mask), attend(q, k, v, np.repeat(mask, q.shape[1], axis=1)))
+
+
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize(("heads", "kv_heads", "softcap"), SHAPES)
 def test_it_is_the_formula(heads, kv_heads, softcap, mask):
