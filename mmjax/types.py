@@ -19,10 +19,14 @@ Array = jax.Array | np.ndarray
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """One turn: `role` is 'system', 'user' or 'assistant'; each `<image>` in `text` marks a picture."""
+    """One turn: `role` is 'system', 'user' or 'assistant'; each `<image>` in `text` marks a picture.
+
+    `weight` is what the tokens of a reply weigh as targets, 0 for a reply that is read but not learned.
+    """
 
     role: str
     text: str
+    weight: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,11 +34,13 @@ class Sample:
     """One training or evaluation example, before any tokenising: what every source yields.
 
     `images` holds encoded pictures (PNG, JPEG, ... bytes) or paths of them, one per `<image>` mark, in order.
+    `unread` names keys of its record that are not read.
     """
 
     id: str
     turns: tuple[Turn, ...]
     images: tuple[bytes | os.PathLike[str], ...] = ()
+    unread: tuple[str, ...] = ()
 
 
 @struct.dataclass

@@ -66,10 +66,10 @@ class Encoded:
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """A stretch of text, one special token's id, or a picture; `weight` is that of its tokens as targets."""
+    """A stretch of text, one special token's id, or a picture; `weight` as a target, None outside replies."""
 
     content: str | int | object
-    weight: float = 0.0
+    weight: float | None = None
 
 
 class Chat:
@@ -111,7 +111,7 @@ class Chat:
         self._names = {"{bos}": tokenizer.bos, "{eos}": tokenizer.eos}
         self._names |= {name: tokenizer.special(name) for name in self.template.specials}
         self._split = re.compile("(" + "|".join(map(re.escape, self._names)) + ")")
-        self._parts: dict[tuple[str, float], list[Piece]] = {}  # the template's strings, cut up once
+        self._parts: dict[tuple[str, float | None], list[Piece]] = {}  # the template's strings, cut up once
         if "{eos}" in self.template.reply_close and tokenizer.eos is None:
             raise UserError(f"template: {template!r} ends replies with {{eos}}, which the tokenizer lacks.")
 
@@ -168,7 +168,7 @@ class Chat:
             _check_role(turn.role)
         if self.jinja:
             return self._render(_pieces_of(self.jinja.stretches(turns, generate=True)), layouts)
-        opening = self._marked(self.template.assistant_open, 0.0)
+        opening = self._marked(self.template.assistant_open)
         return self._render([*self._pieces(turns), *opening], layouts)
 
     def fit(self, sample: Sample, encoded: Encoded, length: int, media_slots: int, truncate: bool) -> Encoded:
@@ -198,22 +198,23 @@ class Chat:
         t, turns = self.template, list(turns)
         if t.prompt_text and t.system and not any(turn.role == "system" for turn in turns):
             turns.insert(0, Turn("system", t.system))
-        pieces = list(self._marked(t.start, 0.0))
+        pieces = list(self._marked(t.start))
         for turn in turns:
             text = turn.text.strip()
             if turn.role == "assistant":
-                pieces += self._marked(t.assistant_open, 0.0) + self._marked(t.reply_open, 1.0)
-                pieces += _typed(text, 1.0) + self._marked(t.reply_close, 1.0) + self._marked(t.after_reply, 0.0)
+                pieces += self._marked(t.assistant_open) + self._marked(t.reply_open, turn.weight)
+                pieces += _typed(text, turn.weight) + self._marked(t.reply_close, turn.weight)
+                pieces += self._marked(t.after_reply)
             elif t.prompt_text:
                 opening, closing = (
                     (t.system_open, t.system_close) if turn.role == "system" else (t.user_open, t.user_close)
                 )
-                typed = _typed(text, 0.0)
+                typed = _typed(text)
                 if t.text_open and turn.role == "user":
                     typed = self._opened(typed)
-                pieces += self._marked(opening, 0.0) + typed + self._marked(closing, 0.0)
+                pieces += self._marked(opening) + typed + self._marked(closing)
             else:
-                pieces += [piece for piece in _typed(text, 0.0) if piece.content is _PICTURE]
+                pieces += [piece for piece in _typed(text) if piece.content is _PICTURE]
         return pieces
 
     def _opened(self, typed: list[Piece]) -> list[Piece]:
@@ -222,9 +223,9 @@ class Chat:
         shown = [piece for piece in typed[: len(typed) - len(rest)] if piece.content is _PICTURE]
         if rest:
             rest[0] = dataclasses.replace(rest[0], content=rest[0].content.lstrip())
-        return shown + self._marked(self.template.text_open, 0.0) + rest
+        return shown + self._marked(self.template.text_open) + rest
 
-    def _marked(self, text: str, weight: float) -> list[Piece]:
+    def _marked(self, text: str, weight: float | None = None) -> list[Piece]:
         """A template's own string: names of special tokens in it become those tokens."""
         if (text, weight) not in self._parts:
             parts = [self._names.get(part, part) for part in self._split.split(text)]
@@ -233,7 +234,7 @@ class Chat:
 
     def _render(self, pieces: Iterable[Piece], layouts: Sequence[Layout]) -> Encoded:
         ids: list[int] = []
-        weights: list[float] = []
+        weights: list[float | None] = []
         slots: list[int] = []
         pictures: list[tuple[int, int, int]] = []
         grids: list[tuple[int, tuple[int, int]]] = []
@@ -247,7 +248,7 @@ class Chat:
                 write(*self._encode_text(pending, opens))
                 pending.clear()
 
-        def write(tokens: list[int], targets: list[float], where: Sequence[int] | None = None) -> None:
+        def write(tokens: list[int], targets: list[float | None], where: Sequence[int] | None = None) -> None:
             ids.extend(tokens)
             weights.extend(targets)
             slots.extend([-1] * len(tokens) if where is None else where)
@@ -259,10 +260,10 @@ class Chat:
                     flush()
                     if layout.grid:
                         grids.append((len(ids), layout.grid))
-                    write([self._image_id] * len(part), [0.0] * len(part), part + media * self.span)
+                    write([self._image_id] * len(part), [None] * len(part), part + media * self.span)
                 elif isinstance(part, Token):
                     flush()
-                    write([self.tokenizer.special(part)], [0.0])
+                    write([self.tokenizer.special(part)], [None])
                 else:
                     pending.append(Piece(part))
             flush()
@@ -283,20 +284,21 @@ class Chat:
         positions = mrope_positions(len(ids), grids) if grids else np.arange(len(ids), dtype=np.int32)
         return self._arrays(ids, weights, slots, pictures, positions)
 
-    def _encode_text(self, pieces: Sequence[Piece], opens: bool) -> tuple[list[int], list[float]]:
+    def _encode_text(self, pieces: Sequence[Piece], opens: bool) -> tuple[list[int], list[float | None]]:
         """Ids and target weights of adjacent texts, tokenised as one string."""
         ids, ends = self.tokenizer.encode("".join(piece.content for piece in pieces), opens)
         bounds = list(accumulate(len(piece.content) for piece in pieces))
-        turning = [k for k in range(1, len(pieces)) if pieces[k].weight != pieces[k - 1].weight]
-        if not turning:
+        if len({piece.weight for piece in pieces}) == 1:
             return ids, [pieces[0].weight] * len(ids)
+        said = [piece.weight is not None for piece in pieces]
+        turning = [k for k in range(1, len(pieces)) if said[k] != said[k - 1]]
         if not {bounds[k - 1] for k in turning}.issubset(ends):
             # A token would straddle prompt and reply, and generation never sees such a token.
             halves = self._encode_text(pieces[: turning[0]], opens), self._encode_text(pieces[turning[0] :], False)
             return halves[0][0] + halves[1][0], halves[0][1] + halves[1][1]
         return ids, [pieces[bisect_left(bounds, end)].weight for end in ends]
 
-    def _arrays(self, ids: list[int], weights: list[float], slots: list[int], pictures, positions) -> Encoded:
+    def _arrays(self, ids: list[int], weights: list, slots: list[int], pictures, positions) -> Encoded:
         slot = np.asarray(slots, np.int32)
         causal = np.ones(len(ids), np.int32)
         visible = np.full(len(ids), -1, np.int32)
@@ -310,18 +312,18 @@ class Chat:
         if not self.splice:
             slot[:] = -1
         spans = np.asarray(pictures, np.int64).reshape(-1, 3)
-        tokens, loss_weight = np.asarray(ids, np.int32), np.asarray(weights, np.float32)
+        tokens, loss_weight = np.asarray(ids, np.int32), np.asarray([w or 0.0 for w in weights], np.float32)
         if self.template.prefix:
-            prompt = loss_weight == 0
+            prompt = np.asarray([weight is None for weight in weights])
             causal[1:][prompt[1:] & prompt[:-1]] = 0
         return Encoded(tokens, loss_weight, causal, slot, visible, positions, spans)
 
 
-def _pieces_of(stretches: Iterable[tuple[str | int | None, float]]) -> list[Piece]:
+def _pieces_of(stretches: Iterable[tuple[str | int | None, float | None]]) -> list[Piece]:
     return [Piece(_PICTURE if content is None else content, weight) for content, weight in stretches]
 
 
-def _typed(text: str, weight: float) -> list[Piece]:
+def _typed(text: str, weight: float | None = None) -> list[Piece]:
     """What somebody wrote: plain text, and a picture at each mark."""
     pieces = []
     for part in text.split(MARK):
@@ -343,5 +345,6 @@ def _check(sample: Sample) -> None:
         _check_role(turn.role)
         if turn.role == "assistant" and not turn.text.replace(MARK, "").strip():
             raise UserError("has an empty answer")
-    if not any(turn.role == "assistant" for turn in sample.turns):
-        raise UserError("has no answer")
+    replies = [turn for turn in sample.turns if turn.role == "assistant"]
+    if not any(turn.weight for turn in replies):
+        raise UserError("has no target: all answers have the weight 0" if replies else "has no answer")

@@ -8,6 +8,7 @@ the template is asked for that prompt too.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 from collections.abc import Mapping, Sequence
@@ -22,8 +23,8 @@ _WORD = "mmjaxprobe"
 # Which roles' contents are lists of {'type': 'text', ...} and {'type': 'image'}, the others plain strings.
 _LISTS = (("system", "user", "assistant"), ("user",), ())
 
-# Text, a special token's id, or None for a picture; and its weight as a target.
-Stretch = tuple[str | int | None, float]
+# Text, a special token's id, or None for a picture; and its weight as a target, None for what no reply says.
+Stretch = tuple[str | int | None, float | None]
 
 
 class JinjaTemplate:
@@ -89,7 +90,7 @@ class JinjaTemplate:
         text = self._render([self._message(turn) for turn in turns], generate)
         if any(self._first.search(turn.text) for turn in turns):
             # A template that cuts texts up could join what the marks keep apart.
-            harmless = [Turn(turn.role, self._poisoned(turn.text)) for turn in turns]
+            harmless = [dataclasses.replace(turn, text=self._poisoned(turn.text)) for turn in turns]
             again = self._render([self._message(turn) for turn in harmless], generate)
             if self._spelled.findall(text) != self._spelled.findall(again):
                 raise TemplateError("the chat template makes a special token of what a turn says")
@@ -150,8 +151,8 @@ class JinjaTemplate:
         special = self._spelled.search(tail)
         return tail[: special.end()] if special else tail
 
-    def _targets(self, turns: Sequence[Turn], text: str) -> list[tuple[int, int]]:
-        """Where in the text each reply begins and ends."""
+    def _targets(self, turns: Sequence[Turn], text: str) -> list[tuple[int, int, float]]:
+        """Where in the text each reply begins and ends, and what it weighs as a target."""
         if not self.close:
             raise TemplateError("the chat template does not end replies: a model would not learn to")
         targets, place = [], 0
@@ -169,24 +170,24 @@ class JinjaTemplate:
             if place < 0:
                 raise TemplateError(f"the chat template leaves out reply {len(targets) + 1}")
             end = place + 1 + len(self.close) * text.startswith(self.close, place + 1)
-            targets.append((len(prompt), end))
+            targets.append((len(prompt), end, turn.weight))
         if text.count(_END) != len(targets):
             raise TemplateError("the chat template writes a reply down twice")
         return targets
 
-    def _cut(self, text: str, targets: Sequence[tuple[int, int]]) -> list[Stretch]:
+    def _cut(self, text: str, targets: Sequence[tuple[int, int, float]]) -> list[Stretch]:
         found: list[Stretch] = []
-        edges = sorted(edge for target in targets for edge in target)
+        edges = sorted(edge for target in targets for edge in target[:2])
 
-        def weight(place: int) -> float:
-            return float(any(begin <= place < end for begin, end in targets))
+        def weight(place: int) -> float | None:
+            return next((weight for begin, end, weight in targets if begin <= place < end), None)
 
         def plain(begin: int, end: int) -> None:
             inner = [begin, *(edge for edge in edges if begin < edge < end), end]
             for a, b in itertools.pairwise(inner):
                 pieces = text[a:b].split(_PICTURE)
                 for k, piece in enumerate(pieces):
-                    found.extend([(None, 0.0)] if k else [])
+                    found.extend([(None, None)] if k else [])
                     if piece := _MARKS.sub("", piece):
                         found.append((piece, weight(a)))
 
@@ -196,7 +197,7 @@ class JinjaTemplate:
             plain(place, match.start())
             picture = name == self.image_token
             begin = match.start() + match[0].index(name)
-            found.append((None, 0.0) if picture else (self.specials[name][0], weight(begin)))
+            found.append((None, None) if picture else (self.specials[name][0], weight(begin)))
             place = match.end()
         plain(place, len(text))
         return found

@@ -6,6 +6,7 @@ for batch in data.batches(batch, start=step): ...
 
 from __future__ import annotations
 
+import collections
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -41,6 +42,8 @@ def make_dataset(
     seed: int,
     data_dir: str,
     quarantine: str | os.PathLike[str],
+    stage: str = "",
+    split: str = "train",
 ) -> Dataset:
     """Opens the sources of a data spec (spec.py tells its keys), measures every sample and plans the rows.
 
@@ -48,7 +51,7 @@ def make_dataset(
       span, splice: how a medium stands in the text, as for chat.Chat.
       rows: number of rows to plan, steps x batch; None for one pass over everything.
       data_dir: where `mmjax prepare` has put the corpora.
-      quarantine: file that refused records are written to.
+      quarantine: file that refused records are written to, as those of `stage` and `split`.
 
     Raises:
       UserError: a key or a source is wrong; says which and what would be right. Rows without
@@ -68,7 +71,8 @@ def make_dataset(
         template = part.template or checked.template
         chat = make_chat(checked, tokenizer, span, splice, template)
         feeds.append(Feed(name, source, chat, views, part.augment, part.turns))
-    bad = Quarantine(quarantine, {feed.name: len(feed.source) for feed in feeds}, checked.max_refused)
+    sizes = {feed.name: len(feed.source) for feed in feeds}
+    bad = Quarantine(quarantine, sizes, checked.max_refused, stage, split)
     lengths = [measure(feed, checked, bad, checked.sources[feed.name].weight) for feed in feeds]
     plan = make_plan(lengths, rows, checked.length, checked.media.slots, seed, checked.pack)
     return Dataset(Rows(checked, feeds, plan, seed, bad))
@@ -91,13 +95,15 @@ def measure(feed: Feed, spec: DataSpec, bad: Quarantine, weight: float) -> Lengt
     workers = spec.workers if total >= PROCESSES_FROM else 0
     tokens, media = (np.zeros(total, np.int32) for _ in range(2))
     done = cut = 0
+    unread: collections.Counter[str] = collections.Counter()
     with tqdm(total=total, desc=f"measuring {feed.name}", unit=" samples", delay=2, mininterval=1) as bar:
-        for lengths, counts, cuts, errors in _stream(_Chunks(feed, spec), spec.threads, workers):
+        for lengths, counts, cuts, keys, errors in _stream(_Chunks(feed, spec), spec.threads, workers):
             here = slice(done, done + len(lengths))
             tokens[here], media[here] = lengths, counts
             cut += int(cuts.sum())
+            unread.update(keys)
             for error in errors:
-                bad.add(feed.name, BadRecord(*error))
+                bad.add(feed.name, BadRecord(*error), measured=True)
             done += len(lengths)
             bar.update(len(lengths))
     if cut:
@@ -105,12 +111,15 @@ def measure(feed: Feed, spec: DataSpec, bad: Quarantine, weight: float) -> Lengt
             "Source %r: %d of %d samples lose their end to the row's length of %d tokens and %d pictures.",
             *(feed.name, cut, total, spec.length, spec.media.slots),
         )
+    if unread:
+        named = ", ".join(f"{key} ({n:,} records)" for key, n in unread.most_common(20))
+        logging.warning("Source %r: keys that are not read: %s.", feed.name, named)
     return Lengths(tokens, media, weight)
 
 
 class _Chunks:
     """A source in chunks of CHUNK samples, measured: per sample its tokens (0 if it is refused), its pictures and
-    whether it was cut; and the errors of those refused."""
+    whether it was cut; how many have which key that is not read; and the errors of those refused."""
 
     def __init__(self, feed: Feed, spec: DataSpec):
         self.feed, self.spec = feed, spec
@@ -118,17 +127,19 @@ class _Chunks:
     def __len__(self) -> int:
         return -(-len(self.feed.source) // CHUNK)
 
-    def __getitem__(self, chunk: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[tuple[str, str, str]]]:
+    def __getitem__(self, chunk: int) -> tuple[Any, ...]:
         indices = range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.feed.source)))
         found, errors = np.zeros((3, len(indices)), np.int32), []
+        unread: collections.Counter[str] = collections.Counter()
         for k, index in enumerate(indices):
             try:
-                _, encoded = self.feed.encode(index, self.spec)
+                sample, encoded = self.feed.encode(index, self.spec)
             except BadRecord as error:
                 errors.append((error.id, error.reason, error.line[:LINE]))
             else:
                 found[:, k] = len(encoded), encoded.media_count, encoded.cut > 0
-        return (*found, errors)
+                unread.update(sample.unread)
+        return (*found, unread, errors)
 
 
 def _stream(source: Any, threads: int, workers: int, start: int = 0) -> Iterator[Any]:

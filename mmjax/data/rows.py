@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 
 from mmjax.data import image as images
-from mmjax.data.chat import ARRAYS, MARK, Chat, Encoded
+from mmjax.data.chat import ARRAYS, Chat, Encoded
+from mmjax.data.marks import MARK, count_marks
 from mmjax.data.packing import Plan
 from mmjax.data.quarantine import BadRecord, Quarantine
 from mmjax.data.sources import Source
 from mmjax.data.spec import DataSpec
 from mmjax.data.views import Layout, Views, count, layouts, put, put_positions
-from mmjax.types import Batch, Media, Sample, Turn
+from mmjax.errors import UserError
+from mmjax.types import Batch, Media, Sample
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +34,15 @@ class Feed:
     def encode(self, index: int, spec: DataSpec) -> tuple[Sample, Encoded]:
         """A sample and its tokens, at most a row of them. Raises BadRecord if it cannot be used."""
         sample = self.source[index]
+        encode = self._encode_apart if self.turns == "apart" else self._fit
         try:
-            found = layouts(self.views, sample.images, self.chat.span)
+            return sample, encode(sample, layouts(self.views, sample.images, self.chat.span), spec)
+        except BadRecord:
+            raise
         except images.ImageError as error:
             raise BadRecord(sample.id, f"a picture {error}") from error
-        encode = self._encode_apart if self.turns == "apart" else self._fit
-        return sample, encode(sample, found, spec)
+        except UserError as error:  # a text or picture that the tokenizer or image processor cannot take
+            raise BadRecord(sample.id, str(error)) from error
 
     def _fit(self, sample: Sample, found: Sequence[Layout], spec: DataSpec) -> Encoded:
         encoded = self.chat.encode(sample, found)
@@ -58,16 +63,30 @@ class Feed:
 
 
 def _questions(sample: Sample) -> list[Sample]:
-    """A sample for each user turn and what answers it, each with the system turn and all pictures."""
+    """A sample for each user turn and what answers it, each with the system turns and all pictures. What stands
+    before the first question belongs to it; a question without a target is left out.
+
+    Raises:
+      BadRecord: there is no user turn, or a picture in another than the first.
+    """
     system = [turn for turn in sample.turns if turn.role == "system"]
-    starts = [i for i, turn in enumerate(sample.turns) if turn.role == "user"]
-    if any(MARK in turn.text for i, turn in enumerate(sample.turns) if starts and i != starts[0]):
-        raise BadRecord(sample.id, "turns='apart' wants all pictures in the first question")
+    turns = [turn for turn in sample.turns if turn.role != "system"]
+    starts = [i for i, turn in enumerate(turns) if turn.role == "user"]
+    if not starts:
+        raise BadRecord(sample.id, "turns='apart' requires a user turn")
+    if sample.images and any(count_marks(turn.text) for i, turn in enumerate(turns) if i > starts[0]):
+        raise BadRecord(sample.id, "turns='apart' requires all pictures in the first question")
     parts = []
-    for begin, end in zip(starts, [*starts[1:], len(sample.turns)], strict=True):
-        question, *answers = sample.turns[begin:end]
-        text = question.text if begin == starts[0] else f"{MARK * len(sample.images)}\n{question.text}"
-        parts.append(Sample(sample.id, (*system, Turn("user", text), *answers), sample.images))
+    for begin, end in zip([0, *starts[1:]], [*starts[1:], len(turns)], strict=True):
+        part = turns[begin:end]
+        if begin and sample.images:
+            part[0] = dataclasses.replace(part[0], text=f"{MARK * len(sample.images)}\n{part[0].text}")
+        replies = [turn for turn in part if turn.role == "assistant"]
+        if replies and not any(turn.weight for turn in replies):
+            continue
+        parts.append(dataclasses.replace(sample, turns=(*system, *part)))
+    if not parts:
+        raise BadRecord(sample.id, "has no target: all answers have the weight 0")
     return parts
 
 

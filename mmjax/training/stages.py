@@ -49,7 +49,10 @@ class Run:
     def checkpoints(self, stage: Stage) -> Checkpoints:
         return Checkpoints(self.workdir / stage.name / "checkpoints", keep=self.config.keep)
 
-    def data(self, spec: Mapping[str, Any], rows: int | None) -> Dataset:
+    def data(self, stage: Stage, split: str) -> Dataset:
+        """The data that a stage trains on, or is validated by in one pass."""
+        valid = split == "valid"
+        spec, rows = (stage.valid["data"], None) if valid else (stage.data, stage.steps * stage.batch)
         spans = self.model.tokens_per_medium()
         splice = self.model.fusion == "splice"
         limit = self.model.backbone.max_positions
@@ -64,6 +67,8 @@ class Run:
             seed=self.config.seed,
             data_dir=self.config.data_dir,
             quarantine=self.workdir / "quarantine.jsonl",
+            stage=stage.name,
+            split=split,
         )
 
 
@@ -93,8 +98,8 @@ def train(raw: Mapping[str, Any], workdir: str | Path, *, only: str | None = Non
 def _train_stage(run: Run, stage: Stage, checkpoints: Checkpoints, stop: threading.Event, profile: bool) -> None:
     config, begun = run.config, time.perf_counter()
     _check_batch(stage, run.mesh)
-    data = run.data(stage.data, stage.steps * stage.batch)
-    valid = run.data(stage.valid["data"], None) if stage.valid else None
+    data = run.data(stage, "train")
+    valid = run.data(stage, "valid") if stage.valid else None
     shapes = parameter_shapes(run.config, run.model, stage)
     trainable, _ = tree.partition(shapes, tree.select(stage.trainable, shapes, f"{stage.name}.trainable"))
     optimizer, schedule = make_optimizer(stage.optimizer, stage.steps, trainable)
