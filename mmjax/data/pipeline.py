@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import grain
@@ -112,8 +112,8 @@ def measure(feed: Feed, spec: DataSpec, bad: Quarantine, weight: float) -> Lengt
             *(feed.name, cut, total, spec.length, spec.media.slots),
         )
     if unread:
-        named = ", ".join(f"{key} ({n:,} records)" for key, n in unread.most_common(20))
-        logging.warning("Source %r: keys that are not read: %s.", feed.name, named)
+        named = ", ".join(f"{key} (of {n:,})" for key, n in unread.most_common(20))
+        logging.warning("Source %r: keys of records that are not read: %s.", feed.name, named)
     return Lengths(tokens, media, weight)
 
 
@@ -181,6 +181,16 @@ class Dataset:
     def row(self, r: int) -> Batch:
         """Row r, without a batch axis."""
         return self.rows[r]
+
+    def ids(self, rows: Iterable[int]) -> list[str]:
+        """Names of the samples in some rows, for messages."""
+        return [self._id(source, index) for r in rows for source, index in self.plan.row(r)]
+
+    def _id(self, source: int, index: int) -> str:
+        try:
+            return self.feeds[source].source[index].id
+        except BadRecord as error:  # its picture is gone, say
+            return error.id
 
     def batches(self, batch: int, start: int = 0, process: int = 0, processes: int = 1) -> Iterator[Batch]:
         """Batches of numpy arrays from step `start` on, until the planned rows are used up.

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_type_hints
 
 from mmjax.build import build, suggest
 from mmjax.data.image import ImageOptions
@@ -34,8 +35,8 @@ class SourceSpec:
     def __post_init__(self):
         _one_of("augment", self.augment, AUGMENT)
         _one_of("turns", self.turns, TURNS)
-        if self.weight < 0:
-            raise UserError(f"weight: {self.weight} is below 0.")
+        if not 0 <= self.weight < math.inf:
+            raise UserError(f"weight: {self.weight} is no number from 0 on.")
         if self.template:
             open_template(self.template)
 
@@ -95,6 +96,8 @@ class DataSpec:
             raise UserError("sources: there are none.")
         if self.length < 1 or self.threads < 1 or self.workers < 0:
             raise UserError("length and threads must be 1 or more, workers 0 or more.")
+        if not 0 <= self.max_refused <= 1:
+            raise UserError(f"max_refused: {self.max_refused} is no share from 0 to 1.")
         for name, source in self.sources.items():
             if source.augment and self.media.make_views().sized:
                 raise UserError(f"sources.{name}.augment: pictures in tiles cannot be turned.")
@@ -116,6 +119,8 @@ def read_spec(spec: Mapping[str, Any]) -> DataSpec:
 
 
 def _read(cls: type, values: Mapping[str, Any], where: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where}: must be a section of keys, not {values!r}.")
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for key in values:
         if key not in fields:
@@ -123,6 +128,13 @@ def _read(cls: type, values: Mapping[str, Any], where: str) -> Any:
     missing = [name for name, f in fields.items() if f.default is dataclasses.MISSING and name not in values]
     if missing:
         raise UserError(f"{where}: wants {', '.join(missing)}.")
+    types = get_type_hints(cls)
+    for key, value in values.items():
+        kind = (int, float) if types[key] is float else types[key]
+        if kind in (str, int, bool, (int, float)) and (
+            not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)
+        ):
+            raise UserError(f"{where}.{key}: must be {types[key].__name__}, not {value!r}.")
     try:
         return cls(**values)
     except UserError as error:

@@ -266,7 +266,7 @@ def _quarantine(path: Path) -> Html | None:
     """How many records were refused, by source and reason."""
     if not path.exists():
         return None
-    refused = {(str(line.get("source")), str(line.get("id"))): line.get("reason") for line in json_lines(path)}
+    refused = {(_whose(line), str(line.get("id"))): line.get("reason") for line in json_lines(path)}
     if not refused:
         return section("Refused records", "None.")
     counts = collections.Counter((source, reason) for (source, _), reason in refused.items()).most_common()
@@ -276,6 +276,11 @@ def _quarantine(path: Path) -> Html | None:
     ]
     note = f"{len(refused):,} in all" + (f"; the {REASONS} most frequent reasons." if counts[REASONS:] else ".")
     return section("Refused records", note, tag("table", *rows, _class="plain"))
+
+
+def _whose(line: Mapping[str, Any]) -> str:
+    """Stage, split and source of a refused record."""
+    return " ".join(str(line[key]) for key in ("stage", "split", "source") if line.get(key))
 
 
 def _config(config: Mapping[str, Any]) -> Html:

@@ -114,7 +114,7 @@ class Loop:
 
     def _report_skipped(self, step: int, count: int) -> None:
         rows = range(step * self.stage.batch, (step + 1) * self.stage.batch)
-        ids = [self.data.feeds[s].source[i].id for row in rows for s, i in self.data.plan.row(row)]
+        ids = self.data.ids(rows)
         logging.error(
             "%s step %d: the loss or its gradient is not finite; the parameters are kept. %d such steps so far. "
             "Samples: %s",

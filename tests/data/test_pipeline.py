@@ -278,6 +278,13 @@ def test_sources_with_their_own_template(path, tmp_path, sentencepiece):
         (dict(template="chatlm"), "did you mean 'chatml'"),
         (dict(media=NO_SLOTS, splice=False), r"data\.media\.slots: is 0, and cross-attention wants 1"),
         (dict(too_long="drop"), "too_long: 'drop'"),
+        (dict(length="64"), r"data\.length: must be int, not '64'"),
+        (dict(pack=1), r"data\.pack: must be bool, not 1"),
+        (dict(media=None), r"data\.media: must be a section of keys, not None"),
+        (dict(max_refused=float("nan")), r"max_refused: nan is no share"),
+        (dict(sources=dict(a=dict(path=None, root="", weight=1.0))), r"data\.sources\.a\.path: must be str"),
+        (dict(sources=dict(a=dict(path="a", root="", weight=True))), r"data\.sources\.a\.weight: must be float"),
+        (dict(sources=dict(a=dict(path="a", root="", weight=float("inf")))), "weight: inf is no number from 0"),
         (dict(sources=dict(a=dict(path="none.jsonl", root="", weight=1.0))), "data.sources.a.path: there is no"),
     ],
 )

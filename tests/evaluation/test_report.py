@@ -304,6 +304,14 @@ def test_refused_records_are_counted_once_by_source_and_reason(tmp_path):
     assert "5 in all. mine truncated 3 mine no picture 1 theirs truncated 1" in text
 
 
+def test_refused_records_are_told_apart_by_stage_and_split(tmp_path):
+    splits = [("sft", "train"), ("sft", "valid"), ("pretrain", "train")]
+    lines = [dict(stage=a, split=b, source="mine", id="r0", reason="truncated") for a, b in splits]
+    (tmp_path / "quarantine.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = report(tmp_path).text
+    assert "3 in all. sft train mine truncated 1 sft valid mine truncated 1 pretrain train mine" in text
+
+
 def test_an_empty_quarantine_is_said(tmp_path):
     assert "Refused records" not in report(tmp_path).text
     (tmp_path / "quarantine.jsonl").touch()
