@@ -158,7 +158,7 @@ class Rows:
             pictures = [views.cut(images.decode(p, views.options)) for p in sample.images[: len(encoded.pictures)]]
             if [count(tiles) for tiles in pictures] != encoded.pictures[:, 2].tolist():
                 raise images.ImageError("has another size than its header says")
-        except images.ImageError as error:
+        except UserError as error:
             self.quarantine.add(feed.name, BadRecord(sample.id, f"a picture {error}"))
             return dataclasses.replace(encoded, loss_weight=np.zeros_like(encoded.loss_weight)), []
         if feed.augment == "dihedral":

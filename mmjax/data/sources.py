@@ -12,8 +12,9 @@ from mmjax.data.records import read_record
 from mmjax.errors import MissingFile, UserError
 from mmjax.types import Sample
 
-# A string, one that does not end, and what divides a list.
-_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|["\[\]{},]', re.DOTALL)
+_STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+_BETWEEN = re.compile(rb'(?:[^"\[\]{},]++|' + _STRING + rb")*+", re.DOTALL)  # up to what divides a list
+_INSIDE = re.compile(rb'(?:[^"\[\]{}]++|' + _STRING + rb")*+", re.DOTALL)  # up to the next bracket
 
 
 class Source(Protocol):
@@ -94,21 +95,21 @@ def _elements(data: bytes, path: str) -> list[bytes]:
     Raises:
       UserError: the text is no list.
     """
-    found, depth, begin = [], 0, 0
-    for token in _TOKEN.finditer(data):
-        place, kind = token.start(), token[0]
-        if not depth and (found or kind != b"[" or data[:place].strip()):
-            break
-        if kind == b'"':
-            raise UserError(f"path: {path!r} is not valid JSON: the string at byte {place} does not end.")
-        depth += (kind in b"[{") - (kind in b"]}")
-        if depth == 1 and kind == b"[":
-            begin = token.end()
-        if (depth == 1 and kind == b",") or not depth:
-            found.append(data[begin:place].strip())
-            begin = token.end()
-    if depth:
-        raise UserError(f"path: {path!r} is not valid JSON: a bracket is not closed.")
-    if not found or data[begin:].strip():
+    refused = f"path: {path!r} is not valid JSON"
+    place = begin = len(data) - len(data.lstrip()) + 1
+    if data[begin - 1 : begin] != b"[":
         raise UserError(f"path: {path!r} holds no list of records; if it holds one a line, name it .jsonl.")
+    found, depth = [], 1
+    while depth:
+        place = (_BETWEEN if depth == 1 else _INSIDE).match(data, place).end()
+        kind = data[place : place + 1]
+        if kind in (b"", b'"'):
+            raise UserError(f"{refused}: a {'string' if kind else 'bracket'} is not closed.")
+        depth += (kind in b"[{") - (kind in b"]}")
+        if not depth or (depth == 1 and kind == b","):
+            found.append(data[begin:place].strip())
+            begin = place + 1
+        place += 1
+    if data[place:].strip():
+        raise UserError(f"{refused}: something follows the list of records.")
     return [] if found == [b""] else found
