@@ -85,8 +85,6 @@ def _sample(id: str, record: Mapping[str, Any], root: Path) -> Sample:
             raise UserError("has a key 'system' and a system turn: leave one out")
         said.insert(0, _Said("system", 1.0, [check_text(record["system"], "'system'")]))
     places = [part for turn in said for part in turn.parts if isinstance(part, _Picture)]
-    if not places:
-        _refuse_lone_marks(said)
     shown = _match(places, names)
     turns = tuple(Turn(turn.role, turn.text(bool(shown)), turn.weight) for turn in said)
     return Sample(id, turns, tuple(find_picture(root, name) for name in shown), unread)
@@ -122,6 +120,8 @@ def _said(turn: Mapping[str, Any], named: bool) -> _Said:
         parts = _parts(content)
     else:
         text = check_text(content, "a turn's text")
+        if not named and role == "user" and _ALONE.search(text):
+            raise UserError(f"marks a picture with {MARK}, but names none in 'image' or 'images'")
         pieces = split_marks(text) if named else [text]
         parts = [part for piece in pieces for part in (_Picture(), piece)][1:]
     return _Said(role, _weight(turn, role), parts)
@@ -187,9 +187,3 @@ def _match(places: Sequence[_Picture], names: Sequence[Any]) -> list[Any]:
         raise UserError("shows its pictures in another order than it names them")
     rest = iter(names)
     return [next(rest) if place.name is None else place.name for place in places]
-
-
-def _refuse_lone_marks(said: Sequence[_Said]) -> None:
-    """Refuses a record that marks a picture as formats do, while it names none."""
-    if any(turn.role == "user" and _ALONE.search("".join(turn.parts)) for turn in said):
-        raise UserError(f"marks a picture with {MARK}, but names none in 'image' or 'images'")

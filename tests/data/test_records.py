@@ -203,6 +203,7 @@ def test_weights_of_replies(turn, weight, root):
         (dict(conversations=MARKED), "marks a picture with <image>, but names none"),
         (dict(conversations=[{"from": "human", "value": "Q\r\n<image>\r\n"}, PLAIN[1]]), "names none"),
         (dict(messages=asked({"type": "image"}, part("Q"))), "names 0 pictures, but marks 1"),
+        (dict(messages=[*asked({"type": "image", "path": "0.png"}), *MARKED]), "marks a picture .* names none"),
         (dict(messages=asked({"type": "image", "index": 1}), images=["0.png"]), "another order"),
         (dict(image=7, conversations=MARKED), "path must be a text, not 7"),
         (dict(image=[None], conversations=MARKED), "path must be a text, not None"),
