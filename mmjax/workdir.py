@@ -30,7 +30,7 @@ CONFIG = "config.json"
 INSIDE = "$WORKDIR"  # the workdir's own path, perhaps after the kind of a source: mmjax:$WORKDIR
 KIND = r"(?P<kind>(?:mmjax|hf|openflamingo|file):)?"
 _NAMED = re.compile(KIND + re.escape(INSIDE) + r"(?P<rest>(?:/.*)?)")
-_ABSOLUTE = re.compile(KIND + r"(?P<path>/[^\n]*)")
+_ABSOLUTE = re.compile(KIND + r"(?P<path>/[^\n\0]*)")
 
 
 def to_portable(raw: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
@@ -113,7 +113,11 @@ def load_config(workdir: Path) -> Config:
 
 def tokenizer_path(spec: Mapping[str, Any]) -> Path:
     """The file that a `tokenizer` section names. Raises UserError if it names none."""
-    if not isinstance(spec.get("path"), str) or Path(spec["path"]).name in ("", "..", CONFIG):
+    if (
+        not isinstance(spec.get("path"), str)
+        or Path(spec["path"]).name in ("", "..", CONFIG)
+        or "\0" in spec["path"]
+    ):
         raise UserError(f"tokenizer.path: {spec.get('path')!r} is no path of a tokenizer's file.")
     return Path(spec["path"])
 

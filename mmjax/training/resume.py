@@ -19,14 +19,15 @@ from __future__ import annotations
 
 import filecmp
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmjax.config import read_config
 from mmjax.errors import UserError
 from mmjax.hub.load import WEIGHTS
 from mmjax.training.checkpoint import Checkpoints
-from mmjax.workdir import CONFIG, from_portable, kept_tokenizer, to_portable, tokenizer_path
+from mmjax.workdir import CONFIG, from_portable, kept_tokenizer, read_raw, to_portable, tokenizer_path
 
 MAY_CHANGE = (
     "mesh", "remat", "scan", "max_skipped", "keep", "wandb", "evaluation", "data_dir", "tokenizer.path",
@@ -38,7 +39,7 @@ SHOWN = 100  # characters of a value in a message
 Path_ = tuple[str, ...]
 
 
-def begun_stages(stages: list[str], workdir: Path) -> list[str]:
+def begun_stages(stages: Sequence[str], workdir: Path) -> list[str]:
     """Those of the stages that have a checkpoint, or had one that was found damaged."""
     begun = []
     for name in stages:
@@ -53,9 +54,8 @@ def check_unchanged(raw: Mapping[str, Any], workdir: Path) -> list[str]:
     Raises:
       UserError: it cannot; names the keys, their values and the remedy.
     """
-    file = workdir / CONFIG
-    saved = json.loads(file.read_text()) if file.exists() else raw
-    begun = begun_stages(saved["stages"], workdir)
+    saved = to_portable(read_raw(workdir), workdir) if (workdir / CONFIG).exists() else raw
+    begun = begun_stages([stage.name for stage in read_config(saved).stages], workdir)
     if not begun:
         if (workdir / WEIGHTS).exists():  # converted: its config says what the weights are
             _refuse(list(_differences(saved["model"], raw["model"], ("model",))), workdir)
@@ -70,7 +70,7 @@ def check_unchanged(raw: Mapping[str, Any], workdir: Path) -> list[str]:
             f"stages: {workdir} has trained {stages}, in this order; the config has {raw['stages']}. Let it begin "
             "with those, or choose another --workdir."
         )
-    changes = []
+    changes = [] if _named(before["load"]) == _named(raw["load"]) else [(("load",), before["load"], raw["load"])]
     for path, old, new in _differences(_of_stages(before, stages), _of_stages(raw, stages), ()):
         if path == (last, "steps") and _may_go_on(before[last], step, new):
             continue
@@ -82,11 +82,14 @@ def check_unchanged(raw: Mapping[str, Any], workdir: Path) -> list[str]:
 
 
 def _of_stages(raw: Mapping[str, Any], stages: list[str]) -> dict[str, Any]:
-    """What a config says of those stages: less `stages` itself, and the sections of others."""
+    """What a config says of those stages: less `stages` and `load`, and the sections of others."""
     others = {name for name in raw["stages"] if name not in stages}
-    kept = {key: value for key, value in raw.items() if key != "stages" and key not in others}
-    named = [[part, source.partition(":")[0], Path(source).name] for part, source in raw["load"]]
-    return kept | {"load": named}
+    return {key: value for key, value in raw.items() if key not in ("stages", "load") and key not in others}
+
+
+def _named(load: Sequence[Sequence[str]]) -> list[tuple[str, str, str]]:
+    """(part, kind of source, its name) of each rule: not where a source lies."""
+    return [(part, source.partition(":")[0], Path(source).name) for part, source in load]
 
 
 def _differences(before: Any, now: Any, path: Path_) -> Iterator[tuple[Path_, Any, Any]]:
@@ -123,7 +126,7 @@ def _refuse(changes: list[tuple[Path_, Any, Any]], workdir: Path) -> None:
     remedy = "Give these keys their values of before, or choose another --workdir."
     if any(path[1:] == ("steps",) for path, _, _ in changes):
         remedy += (
-            " `steps` may change under schedule='constant' with a warm-up in steps, not below the step reached and "
+            " `steps` may change under schedule='constant' with a warm-up in steps, not below the step reached, "
             "until the next stage has begun; to train on in any case, add a stage."
         )
     raise UserError(f"{workdir}: was made with another config:\n" + "\n".join(lines) + f"\n{remedy}")
