@@ -113,13 +113,10 @@ def load_config(workdir: Path) -> Config:
 
 def tokenizer_path(spec: Mapping[str, Any]) -> Path:
     """The file that a `tokenizer` section names. Raises UserError if it names none."""
-    if (
-        not isinstance(spec.get("path"), str)
-        or Path(spec["path"]).name in ("", "..", CONFIG)
-        or "\0" in spec["path"]
-    ):
-        raise UserError(f"tokenizer.path: {spec.get('path')!r} is no path of a tokenizer's file.")
-    return Path(spec["path"])
+    path = spec.get("path")
+    if not isinstance(path, str) or "\0" in path or Path(path).name in ("", "..", CONFIG):
+        raise UserError(f"tokenizer.path: {path!r} is no path of a tokenizer's file.")
+    return Path(path)
 
 
 def open_tokenizer(spec: Mapping[str, Any], path: Path) -> Tokenizer:
@@ -128,7 +125,7 @@ def open_tokenizer(spec: Mapping[str, Any], path: Path) -> Tokenizer:
     Raises:
       MissingFile: it is not there.
     """
-    if not path.exists():
+    if not path.is_file():
         remedy = "`mmjax prepare --config ...` makes it." if "train" in spec else "Name the place where it is."
         raise MissingFile(f"tokenizer.path: there is no {path}. {remedy}")
     return build({key: value for key, value in spec.items() if key != "train"} | {"path": str(path)}, "tokenizer")
@@ -156,7 +153,7 @@ def keep_tokenizer(spec: Mapping[str, Any], workdir: Path) -> Tokenizer:
 def copy_tokenizer(spec: Mapping[str, Any], workdir: Path) -> None:
     """Copies the tokenizer into the workdir, if it can be found and is not there as it is."""
     path, kept = tokenizer_path(spec), kept_tokenizer(spec, workdir)
-    if path.exists() and not (kept.exists() and filecmp.cmp(path, kept, shallow=False)):
+    if path.is_file() and not (kept.exists() and filecmp.cmp(path, kept, shallow=False)):
         kept.parent.mkdir(parents=True, exist_ok=True)
         partial = kept.with_name(f"{kept.name}.{os.getpid()}.partial")
         shutil.copyfile(path, partial)

@@ -36,7 +36,7 @@ MAY_CHANGE = (
 )  # fmt: skip
 SHOWN = 100  # characters of a value in a message
 
-Path_ = tuple[str, ...]
+KeyPath = tuple[str, ...]
 
 
 def begun_stages(stages: Sequence[str], workdir: Path) -> list[str]:
@@ -92,7 +92,7 @@ def _named(load: Sequence[Sequence[str]]) -> list[tuple[str, str, str]]:
     return [(part, source.partition(":")[0], Path(source).name) for part, source in load]
 
 
-def _differences(before: Any, now: Any, path: Path_) -> Iterator[tuple[Path_, Any, Any]]:
+def _differences(before: Any, now: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Any, Any]]:
     """(path, value before, value now) of each key with another value; a key that is not there counts as None."""
     if isinstance(before, Mapping) and isinstance(now, Mapping):
         for key in dict.fromkeys([*before, *now]):
@@ -101,7 +101,7 @@ def _differences(before: Any, now: Any, path: Path_) -> Iterator[tuple[Path_, An
         yield path, before, now
 
 
-def _may_change(path: Path_, stages: list[str]) -> bool:
+def _may_change(path: KeyPath, stages: list[str]) -> bool:
     general = ("STAGE", *path[1:]) if path[0] in stages else path
     for allowed in MAY_CHANGE:
         parts = allowed.split(".")
@@ -117,7 +117,7 @@ def _may_go_on(section: Mapping[str, Any], step: int, steps: int) -> bool:
     return level and step <= steps
 
 
-def _refuse(changes: list[tuple[Path_, Any, Any]], workdir: Path) -> None:
+def _refuse(changes: list[tuple[KeyPath, Any, Any]], workdir: Path) -> None:
     """Raises UserError, if there are any, with a line for each."""
     if not changes:
         return
