@@ -27,7 +27,7 @@ from mmjax.hub.recipe import CONFIG, model_section, workdir_config
 from mmjax.hub.table import Move, check, moves, rows_under, theirs_specs, to_ours, to_theirs
 from mmjax.hub.tensors import CheckpointError, SafetensorsFolder, SafetensorsWriter, Spec, Tensors
 from mmjax.training.checkpoint import Checkpoints
-from mmjax.training.trained import TrainedTensors
+from mmjax.training.trained import TrainedTensors, last_trained
 from mmjax.workdir import load_config, save_config
 
 
@@ -57,7 +57,7 @@ def import_folder(source: Path, target: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         beside = Path(scratch) / KEPT
         folder.keep(beside)
-        raw = workdir_config(folder, section, beside, target)
+        raw = workdir_config(folder, section, beside, target.absolute())
         shapes = parameter_shapes(read_config(raw))
         part = f"{folder.family.part}/" if folder.family.part else ""
         plan = moves(rows_under(part, "", folder.family.rows(folder.spec)), shapes)
@@ -74,7 +74,7 @@ def import_folder(source: Path, target: Path) -> None:
         keep(folder.tensors, left, target)
         logging.info("%s: kept aside, no parameter stands for them: %s.", source, listed(left))
     save_config(raw, target)
-    (target / "config.py").write_text(CONFIG.format(source=source.name, folder=target))
+    (target / "config.py").write_text(CONFIG.format(source=source.name))
 
 
 def export_workdir(source: Path, target: Path, model_type: str = "") -> None:
@@ -157,10 +157,9 @@ def parameter_shapes(config: Config) -> dict[str, Any]:
 
 def newest_parameters(config: Config, workdir: Path, merged: bool = True) -> Tensors:
     """The parameters of the last stage that has any, adapters merged or not; else those the workdir came with."""
-    for stage in reversed(config.stages):
-        if (workdir / stage.name / "checkpoints").exists():
-            with Checkpoints(workdir / stage.name / "checkpoints", keep=config.keep) as checkpoints:
-                return TrainedTensors(checkpoints, merged)
+    if stage := last_trained(config, workdir):
+        with Checkpoints(workdir / stage.name / "checkpoints", keep=config.keep) as checkpoints:
+            return TrainedTensors(checkpoints, merged)
     return SafetensorsFolder(workdir / WEIGHTS)
 
 

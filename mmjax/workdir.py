@@ -1,66 +1,202 @@
-"""What a workdir holds beside its stages' folders: the config that it was made with, and its tokenizer."""
+"""What a workdir holds beside its stages' folders: the config that it was made with, and its tokenizer.
+
+A workdir may be moved or copied: its `config.json` names what lies inside as `$WORKDIR/...`, and holds chat
+templates as text. Other paths in it (data, checkpoints to load) are the user's own.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import filecmp
 import json
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from absl import logging
+
 from mmjax.build import build
 from mmjax.config import Config, read_config
+from mmjax.data.templates import open_template
 from mmjax.data.tokenizer import Tokenizer
 from mmjax.errors import MissingFile, UserError
+from mmjax.hub.aside import KEPT
+
+CONFIG = "config.json"
+INSIDE = "$WORKDIR"  # the workdir's own path, perhaps after the kind of a source: mmjax:$WORKDIR
+KIND = r"(?P<kind>(?:mmjax|hf|openflamingo|file):)?"
+_NAMED = re.compile(KIND + re.escape(INSIDE) + r"(?P<rest>(?:/.*)?)")
+_ABSOLUTE = re.compile(KIND + r"(?P<path>/[^\n\0]*)")
+
+
+def to_portable(raw: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
+    """A config as a workdir keeps it: absolute paths into it begin with INSIDE, 'file:' templates are text.
+
+    Raises:
+      UserError: a template's file cannot be read.
+    """
+    root = os.path.realpath(workdir)
+
+    def portable(key: str, value: str) -> str:
+        if key == "template" and value.startswith("file:"):
+            return f"jinja:{open_template(value)}"
+        found = _ABSOLUTE.fullmatch(value)
+        path = os.path.realpath(found["path"]) if found else ""
+        if path != root and not path.startswith(root + os.sep):
+            return value
+        return (found["kind"] or "") + INSIDE + path.removeprefix(root)
+
+    return _map_strings(portable, json.loads(json.dumps(dict(raw))))
+
+
+def from_portable(raw: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
+    """The config of a workdir with its paths as they are today."""
+    root = os.path.abspath(workdir)
+
+    def today(_: str, value: str) -> str:
+        found = _NAMED.fullmatch(value)
+        return (found["kind"] or "") + root + found["rest"] if found else value
+
+    return _map_strings(today, raw)
+
+
+def _map_strings(function: Callable[[str, str], str], value: Any, key: str = "") -> Any:
+    """Applies function(key, string) to every string of a JSON value; the key is that of the mapping around it."""
+    if isinstance(value, Mapping):
+        return {k: _map_strings(function, inner, k) for k, inner in value.items()}
+    if isinstance(value, list):
+        return [_map_strings(function, inner, key) for inner in value]
+    return function(key, value) if isinstance(value, str) else value
 
 
 def save_config(raw: Mapping[str, Any], workdir: Path) -> None:
-    """Writes config.json; a workdir goes on only with the model that it began with.
-
-    Raises:
-      UserError: the workdir holds a run of another model.
-    """
-    file = workdir / "config.json"
-    raw = json.loads(json.dumps(dict(raw)))
-    if file.exists():
-        before = json.loads(file.read_text())
-        for key in ("model", "tokenizer"):
-            if before[key] != raw[key]:
-                raise UserError(
-                    f"{workdir}: was made with another {key} section than this config's; choose another --workdir."
-                )
+    """Writes config.json, unless it says the same already."""
+    file, text = workdir / CONFIG, json.dumps(to_portable(raw, workdir), indent=1)
+    if file.exists() and file.read_text() == text:
+        return
     workdir.mkdir(parents=True, exist_ok=True)
     temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(raw, indent=1))
+    temporary.write_text(text)
     temporary.replace(file)
+
+
+def read_raw(workdir: str | os.PathLike[str]) -> dict[str, Any]:
+    """The config of a workdir as a dict, with its paths as they are today.
+
+    Raises:
+      MissingFile: no run there. UserError: its config.json is damaged.
+    """
+    file = Path(workdir) / CONFIG
+    if not file.is_file():
+        raise MissingFile(f"{file}: no run there; `mmjax train --config ... --workdir {workdir}` makes one.")
+    try:
+        raw = json.loads(file.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: is damaged, no JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{file}: is damaged, no JSON object.")
+    return from_portable(raw, Path(workdir))
 
 
 def load_config(workdir: Path) -> Config:
     """The config of a workdir.
 
     Raises:
-      MissingFile: no run there.
+      MissingFile: no run there. UserError: its config.json is damaged.
     """
-    file = Path(workdir) / "config.json"
-    if not file.exists():
-        raise MissingFile(f"{file}: no run there; `mmjax train --config ... --workdir {workdir}` makes one.")
-    return read_config(json.loads(file.read_text()))
+    return read_config(read_raw(workdir))
+
+
+def tokenizer_path(spec: Mapping[str, Any]) -> Path:
+    """The file that a `tokenizer` section names. Raises UserError if it names none."""
+    path = spec.get("path")
+    if not isinstance(path, str) or "\0" in path or Path(path).name in ("", "..", CONFIG):
+        raise UserError(f"tokenizer.path: {path!r} is no path of a tokenizer's file.")
+    return Path(path)
+
+
+def open_tokenizer(spec: Mapping[str, Any], path: Path) -> Tokenizer:
+    """The tokenizer of a `tokenizer` section, from the file at `path`.
+
+    Raises:
+      MissingFile: it is not there.
+    """
+    if not path.is_file():
+        remedy = "`mmjax prepare --config ...` makes it." if "train" in spec else "Name the place where it is."
+        raise MissingFile(f"tokenizer.path: there is no {path}. {remedy}")
+    return build({key: value for key, value in spec.items() if key != "train"} | {"path": str(path)}, "tokenizer")
+
+
+def kept_tokenizer(spec: Mapping[str, Any], workdir: Path) -> Path:
+    """Where a workdir has its tokenizer: what a model was trained with stays."""
+    path = tokenizer_path(spec)
+    inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(workdir))
+    return path if inside else Path(workdir) / path.name
 
 
 def keep_tokenizer(spec: Mapping[str, Any], workdir: Path) -> Tokenizer:
-    """Opens the workdir's own copy of the tokenizer, made on first use: what a model was trained with stays.
+    """Opens the workdir's own copy of the tokenizer, made on first use.
 
     Raises:
       MissingFile: neither a copy nor the tokenizer itself.
     """
-    spec = {key: value for key, value in spec.items() if key != "train"}
-    kept = Path(workdir) / Path(spec["path"]).name
+    kept = kept_tokenizer(spec, workdir)
     if not kept.exists():
-        if not Path(spec["path"]).exists():
-            raise MissingFile(f"tokenizer: no {spec['path']}; `mmjax prepare --config ...` makes it.")
+        copy_tokenizer(spec, workdir)
+    return open_tokenizer(spec, kept if kept.exists() else tokenizer_path(spec))
+
+
+def copy_tokenizer(spec: Mapping[str, Any], workdir: Path) -> None:
+    """Copies the tokenizer into the workdir, if it can be found and is not there as it is."""
+    path, kept = tokenizer_path(spec), kept_tokenizer(spec, workdir)
+    if path.is_file() and not (kept.exists() and filecmp.cmp(path, kept, shallow=False)):
         kept.parent.mkdir(parents=True, exist_ok=True)
         partial = kept.with_name(f"{kept.name}.{os.getpid()}.partial")
-        shutil.copyfile(spec["path"], partial)
+        shutil.copyfile(path, partial)
         partial.replace(kept)
-    return build(spec | {"path": str(kept)}, "tokenizer")
+
+
+def copy_origin(config: Config, workdir: Path) -> None:
+    """Copies what an export requires of the converted workdir that all weights are loaded from: its hub files."""
+    for part, source in config.load:
+        kind, _, path = source.partition(":")
+        kept = Path(path).expanduser() / KEPT
+        if part == "" and kind == "mmjax" and kept.is_dir() and not (workdir / KEPT).exists():
+            partial = workdir / f"{KEPT}.{os.getpid()}.partial"
+            shutil.copytree(kept, partial)
+            partial.replace(workdir / KEPT)
+
+
+@contextlib.contextmanager
+def locked(workdir: Path, writes: bool) -> Iterator[None]:
+    """Makes the workdir and keeps other trainings on this machine out of it; a killed one leaves no lock.
+
+    writes: whether this is the process that writes into it, of those that train together.
+
+    Raises:
+      UserError: another process trains there, or no such folder can be made.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        folder = os.open(workdir, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"--workdir {workdir}: cannot be used as a folder ({error.strerror}).") from error
+    try:
+        if writes:
+            _lock(folder, workdir)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _lock(folder: int, workdir: Path) -> None:
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(f"--workdir {workdir}: another process is training there.") from error
+    except OSError:  # a file system without locks
+        logging.warning("%s cannot be locked: see to it that no other process trains there.", workdir)

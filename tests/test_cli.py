@@ -82,7 +82,7 @@ def test_a_checkpoint_of_another_model_is_refused(trained):
     raw["model"]["backbone"]["mlp_width"] = 128
     write_config(raw, trained / "wider.py")
     message = fail("train", "--config", trained / "wider.py", "--workdir", trained / "run")
-    assert "another model section" in message and "choose another --workdir" in message
+    assert "model.backbone.mlp_width: 64 before, 128 now" in message and "choose another --workdir" in message
 
 
 def test_every_command_explains_itself(trained):

@@ -14,19 +14,20 @@ from mmjax.hub.tensors import CheckpointError
 from mmjax.hub.tokenizer import template_of, tokenizer_section
 
 Checkpoint = HubFolder | GGUFModel
-CONFIG = '''"""Made by `mmjax convert` from {source}.
+CONFIG = '''"""Made by `mmjax convert` from {source}. WORKDIR is the folder that this file lies in:
 
-    mmjax train --config {folder}/config.py --config.sft.data.sources.main.path=MY.jsonl --workdir {folder}
+    mmjax train --config WORKDIR/config.py --config.sft.data.sources.main.path=MY.jsonl --workdir WORKDIR
 """
 
-import json
 import pathlib
 
 from ml_collections import ConfigDict
 
+from mmjax.workdir import read_raw
+
 
 def get_config():
-    return ConfigDict(json.loads(pathlib.Path(__file__).with_name("config.json").read_text()))
+    return ConfigDict(read_raw(pathlib.Path(__file__).parent))
 '''
 
 
@@ -46,7 +47,7 @@ def model_section(folder: Checkpoint) -> dict[str, Any]:
 
 def workdir_config(folder: Checkpoint, section: Mapping[str, Any], beside: Path, target: Path) -> dict[str, Any]:
     """A config that talks with the model as it is, and trains all of it on `sft.data.sources.main.path`.
-    beside: holds the files that came with the weights; `target` will have them in KEPT."""
+    beside: holds the files that came with the weights; `target`, an absolute path, will have them in KEPT."""
     longest = folder.config.get("max_position_embeddings")
     return dict(
         seed=0,

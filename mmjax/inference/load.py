@@ -15,7 +15,7 @@ from mmjax.inference.chat import Assistant, Sampling
 from mmjax.nn.linear import merge_lora
 from mmjax.sharding import one_device, shard_tree
 from mmjax.training.checkpoint import Checkpoints
-from mmjax.training.trained import trained_parameters
+from mmjax.training.trained import last_trained, trained_parameters
 from mmjax.workdir import keep_tokenizer, load_config
 
 BATCH = 64  # prompts answered at once
@@ -31,12 +31,13 @@ def load(workdir: str | Path, stage: str | None = None) -> Assistant:
     """
     workdir = Path(workdir)
     config = load_config(workdir)
-    chosen = config.stage(stage) if stage else _last_trained(config, workdir)
+    trained = config.stage(stage) if stage else last_trained(config, workdir)
+    chosen = trained or _converted(config, workdir)
     tokenizer = keep_tokenizer(config.tokenizer, workdir)
     model = build_model(config, tokenizer.vocab_size)
-    if stage or _is_trained(chosen, workdir):
-        with Checkpoints(workdir / chosen.name / "checkpoints", keep=config.keep) as checkpoints:
-            params = merge_lora(trained_parameters(checkpoints))
+    if trained:
+        with Checkpoints(workdir / trained.name / "checkpoints", keep=config.keep) as checkpoints:
+            params = merge_lora(trained_parameters(checkpoints, frozen_dtype=config.precision.frozen_dtype))
     else:
         shapes = jax.eval_shape(model.init, jax.random.key(0))
         params = load_parts(config.load, shapes, shard_tree(shapes, one_device()))
@@ -49,15 +50,8 @@ def load(workdir: str | Path, stage: str | None = None) -> Assistant:
     return Assistant(model, params, chat, views, length=data.length, batch=BATCH, sampling=sampling)
 
 
-def _is_trained(stage: Stage, workdir: Path) -> bool:
-    return (workdir / stage.name / "checkpoints").exists()
-
-
-def _last_trained(config: Config, workdir: Path) -> Stage:
-    """The last stage with a checkpoint; where none has one, the last stage, if `load` names a whole model."""
-    for stage in reversed(config.stages):
-        if _is_trained(stage, workdir):
-            return stage
+def _converted(config: Config, workdir: Path) -> Stage:
+    """The last stage, if `load` names a whole model."""
     if [part for part, _ in config.load] == [""]:
         return config.stages[-1]
     raise MissingFile(f"{workdir}: no stage has a checkpoint yet; `mmjax train` makes them.")

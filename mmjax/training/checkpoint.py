@@ -1,9 +1,10 @@
 """Checkpoints: the whole training state, saved in the background, verified when it comes back.
 
 One folder a step, written by Orbax: the named parts of the state apart (so that inference can read `params`
-alone), the data position and the config beside them. Orbax writes a step under a temporary name and gives it
-its own by an atomic rename, so whatever bears a number was written to the end. Then comes the seal:
-`manifest.json` with the size and SHA-256 of every file, against which a restore compares.
+alone), the data position and the config beside them. The frozen parameters are the same in every step: they lie
+in the folder `frozen`, written once before the first step, in the precision that they came in. Orbax writes a
+folder under a temporary name and gives it its own by an atomic rename, so whatever bears a number was written to
+the end. Then comes the seal (seal.py), against which a restore compares.
 
 A run may be killed at any moment. A kill during a save leaves a temporary folder, which the next save removes.
 A kill between the rename and the seal leaves a whole step without a manifest: it is restored with a warning that
@@ -12,11 +13,10 @@ it could not be verified, and given up for the step before if it cannot be read.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -28,17 +28,12 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from mmjax.errors import MissingFile, UserError
-from mmjax.tree import explain_mismatch
+from mmjax.training.pytrees import MismatchError, check, open_pytree, start_save, with_arrays
+from mmjax.training.seal import MANIFEST, UNREADABLE, find_fault, seal
 
 log = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
-# What reading a damaged step raises; KeyError is Orbax's "no handler could read this".
-UNREADABLE = (OSError, ValueError, KeyError)
-
-
-class MismatchError(UserError):
-    """The state asked for is not the one saved: no fault of the files, so no reason to fall back."""
+FROZEN = "frozen"  # the folder beside the steps
 
 
 class Restored(NamedTuple):
@@ -63,7 +58,7 @@ class Checkpoints(AbstractContextManager):
         self.directory = epath.Path(directory).resolve()
         self.keep = keep
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
-        self._pending: tuple[int, Future[None]] | None = None
+        self._pending: tuple[epath.Path, Future[None]] | None = None
 
     def steps(self) -> list[int]:
         """The saved steps, oldest first; a damaged one too, for nothing is read."""
@@ -75,6 +70,25 @@ class Checkpoints(AbstractContextManager):
         """The newest saved step, None without any."""
         return max(self.steps(), default=None)
 
+    @property
+    def begun(self) -> bool:
+        """Whether a step was ever saved, were it damaged since."""
+        return bool(self.steps()) or bool(self._damaged())
+
+    def begin(self, frozen: Any) -> None:
+        """Saves the frozen parameters of a run without steps, in the background as `save` does.
+
+        Raises:
+          UserError: the save in flight failed.
+        """
+        self.wait()
+        if jax.process_index() == 0:
+            if self._frozen().exists():  # of a run that was killed before its first save
+                self._frozen().rename(self.directory / f"{FROZEN}.removed")
+            self._sweep()
+        if jax.tree.leaves(frozen):
+            self._write(self._frozen(), {"params": {FROZEN: frozen}}, {})
+
     def save(
         self, step: int, state: Mapping[str, Any], data: Mapping[str, Any], config: str, wait: bool = False
     ) -> None:
@@ -85,7 +99,7 @@ class Checkpoints(AbstractContextManager):
 
         Args:
           step: how many training steps are done.
-          state: named pytrees of arrays; `params` is the one that inference reads.
+          state: named pytrees of arrays; `params` is the one that inference reads, less the frozen ones.
           data: the position in the data, as JSON.
           config: the resolved config, as text.
           wait: return only when the step is committed and sealed.
@@ -95,20 +109,18 @@ class Checkpoints(AbstractContextManager):
           TypeError: `data` is not JSON.
         """
         self.wait()
-        beside = {"data": json.loads(json.dumps(data)), "config": config}
+        beside = {"data": json.loads(json.dumps(data)), "config": config, "frozen": self._frozen().exists()}
         if step not in self.steps():
             if jax.process_index() == 0:
                 self._sweep()
-            context = ocp.Context()
-            # Compressed, trained floats are 7 % smaller and take four times as long.
-            context.array.saving.use_compression = False
-            with context:
-                saving = ocp.save_checkpointables_async(
-                    self._path(step), _without_empty(state), custom_metadata=beside
-                )
-            self._pending = step, self._worker.submit(self._finish, step, saving)
+            self._write(self._path(step), state, beside)
         if wait:
             self.wait()
+
+    def verify(self) -> int | None:
+        """The newest step whose files are all as they were written; newer ones are set aside, as by `restore`."""
+        self.wait()
+        return self._newest_whole(set_aside=True)
 
     def restore(self, abstract: Mapping[str, Any]) -> Restored:
         """The newest whole step, equal to the bit, each array on the sharding that `abstract` gives it.
@@ -128,8 +140,8 @@ class Checkpoints(AbstractContextManager):
             path = self._path(step)
             try:
                 found = ocp.checkpointables_metadata(path)
-                _check(abstract, found.metadata, path, subset=False)
-                parts = ocp.load_checkpointables(path, _without_empty(abstract))
+                check(abstract, found.metadata, path, subset=False)
+                parts = ocp.load_checkpointables(path, with_arrays(abstract))
                 return Restored({**abstract, **parts}, found.custom_metadata["data"], step)
             except MismatchError:
                 raise
@@ -140,11 +152,23 @@ class Checkpoints(AbstractContextManager):
                     self._set_aside(step, f"it cannot be read ({error})")
         raise MissingFile(self._none_whole())
 
+    def restore_frozen(self, abstract: Any) -> Any:
+        """The frozen parameters, on the shardings and in the dtypes that `abstract` gives them.
+
+        Raises:
+          MissingFile: they are not there.
+          UserError: they are damaged, or not those asked for.
+        """
+        if not jax.tree.leaves(abstract):
+            return abstract
+        return open_pytree(self._whole_frozen())[1]({FROZEN: abstract})[FROZEN]
+
     def open_params(self, step: int | None = None) -> tuple[Any, Callable[[Any], Any]]:
-        """The `params` of a step, None for the newest with whole ones; its files alone are verified, once, here.
+        """The `params` of a step, None for the newest with whole ones, and under `frozen` the frozen parameters;
+        their files alone are verified, once, here.
 
         Returns:
-          Its shapes, a pytree of `jax.ShapeDtypeStruct`s, and what reads such a pytree with shardings: a subset
+          Their shapes, a pytree of `jax.ShapeDtypeStruct`s, and what reads such a pytree with shardings: a subset
           will do, and another dtype casts; it raises UserError for what was not saved.
 
         Raises:
@@ -152,16 +176,17 @@ class Checkpoints(AbstractContextManager):
           UserError: the step asked for is damaged.
         """
         path = self._choose(step, parts=["params"])
-        saved = ocp.metadata(path, "params").metadata
+        saved, read = open_pytree(path)
+        if not ocp.metadata(path, "params").custom_metadata.get("frozen"):
+            return saved, read
+        frozen, read_frozen = open_pytree(self._whole_frozen())
 
-        def read(abstract: Any) -> Any:
-            _check(abstract, saved, path, subset=True)
-            context = ocp.Context()
-            context.pytree.loading.partial_load = True
-            with context:
-                return ocp.load_checkpointables(path, {"params": abstract})["params"]
+        def read_both(abstract: Any) -> Any:
+            chosen = [part for part in abstract if part != FROZEN]
+            found = read({part: abstract[part] for part in chosen}) if chosen else {}
+            return found | (read_frozen({FROZEN: abstract[FROZEN]}) if FROZEN in abstract else {})
 
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), saved), read
+        return saved | frozen, read_both
 
     def config(self, step: int | None = None) -> str:
         """The config's text as it was saved with a step; None for the newest.
@@ -169,7 +194,7 @@ class Checkpoints(AbstractContextManager):
         Raises:
           MissingFile: there is no such step.
         """
-        return ocp.metadata(self._choose(step, parts=[]), "params").custom_metadata["config"]
+        return ocp.checkpointables_metadata(self._choose(step, parts=[])).custom_metadata["config"]
 
     def wait(self) -> None:
         """Waits until the save in flight is committed and sealed.
@@ -179,11 +204,11 @@ class Checkpoints(AbstractContextManager):
         """
         if self._pending is None:
             return
-        (step, future), self._pending = self._pending, None
+        (path, future), self._pending = self._pending, None
         try:
             future.result()
         except Exception as error:
-            raise UserError(f"{self._path(step)}: saving the checkpoint failed: {error}") from error
+            raise UserError(f"{path}: saving the checkpoint failed: {error}") from error
 
     def close(self) -> None:
         """Waits for the save in flight; the object is of no use afterwards."""
@@ -198,20 +223,36 @@ class Checkpoints(AbstractContextManager):
     def _path(self, step: int) -> epath.Path:
         return self.directory / str(step)
 
-    def _finish(self, step: int, saving: ocp.AsyncResponse[None]) -> None:
-        """In the background: waits for the commit, seals the step, removes the oldest."""
+    def _frozen(self) -> epath.Path:
+        return self.directory / FROZEN
+
+    def _whole_frozen(self) -> epath.Path:
+        """Their folder. Raises MissingFile if it is not there, UserError if it is damaged."""
+        path = self._frozen()
+        remedy = f"Put a copy in place, or remove {self.directory} to train the stage again."
+        if not path.exists():
+            raise MissingFile(f"{path}: the stage's frozen parameters are missing. {remedy}")
+        if fault := find_fault(path, None):
+            raise UserError(f"{path}: the stage's frozen parameters are damaged: {fault}. {remedy}")
+        return path
+
+    def _write(self, path: epath.Path, parts: Mapping[str, Any], beside: Mapping[str, Any]) -> None:
+        self._pending = path, self._worker.submit(self._finish, path, start_save(path, parts, beside))
+
+    def _finish(self, path: epath.Path, saving: ocp.AsyncResponse[None]) -> None:
+        """In the background: waits for the commit, seals it, removes the oldest steps."""
         saving.result()
         if jax.process_index() == 0:
-            _seal(self._path(step))
+            seal(path)
             for old in self.steps()[: -self.keep]:
                 # Renamed first: killed in the midst of the removal, nothing is left that looks like a step.
                 self._path(old).rename(self.directory / f"{old}.removed").rmtree()
 
     def _sweep(self) -> None:
-        """Removes what a killed run left: `<step>.<suffix>`, half written by Orbax or half removed here."""
+        """Removes what a killed run left: `<name>.<suffix>`, half written by Orbax or half removed here."""
         if self.directory.exists():
             for path in list(self.directory.iterdir()):
-                if re.fullmatch(r"\d+\..+", path.name):
+                if re.fullmatch(rf"(\d+|{FROZEN})\..+", path.name):
                     path.rmtree()
 
     def _choose(self, step: int | None, parts: Collection[str]) -> epath.Path:
@@ -223,7 +264,7 @@ class Checkpoints(AbstractContextManager):
                 raise MissingFile(self._none_whole())
         elif step not in self.steps():
             raise MissingFile(f"{self.directory}: no checkpoint of step {step}, only of {self.steps()}.")
-        elif fault := _fault(self._path(step), parts):
+        elif fault := find_fault(self._path(step), parts):
             raise UserError(f"{self._path(step)} is damaged: {fault}. Ask for another of {self.steps()}.")
         return self._path(step)
 
@@ -232,7 +273,7 @@ class Checkpoints(AbstractContextManager):
         whole = -1
         if jax.process_index() == 0:
             for step in reversed(self.steps()):
-                fault = _fault(self._path(step), parts)
+                fault = find_fault(self._path(step), parts)
                 if not fault:
                     whole = step
                     break
@@ -253,98 +294,14 @@ class Checkpoints(AbstractContextManager):
         self._path(step).rename(aside)
 
     def _none_whole(self) -> str:
-        damaged = [*sorted(path.name for path in self.directory.glob("damaged-*")), *map(str, self.steps())]
+        damaged = [*self._damaged(), *map(str, self.steps())]
         if not damaged:
             return f"{self.directory}: there is no checkpoint."
         return (
             f"{self.directory}: no checkpoint is whole; damaged are {', '.join(damaged)}. Put a copy of one "
-            "in place, or begin again in another directory."
+            f"in place, or remove {self.directory} to train the stage again."
         )
 
-
-def _without_empty(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts that hold arrays: Orbax refuses to save a tree without any."""
-    return {name: part for name, part in state.items() if jax.tree.leaves(part)}
-
-
-def _leaves(parts: Any) -> dict[str, Any]:
-    """{path: leaf} of any pytree, for `explain_mismatch`: a named tuple's fields become keys."""
-    leaves = jax.tree.leaves_with_path(parts)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def _check(abstract: Any, saved: Any, path: epath.Path, subset: bool) -> None:
-    """Raises unless the checkpoint has what is asked for and, but for a subset, nothing else or otherwise."""
-    want, have = _leaves(abstract), _leaves(saved)
-    if subset:
-        have = {name: have[name] for name in want if name in have}
-    lines = [explain_mismatch(want, have)]
-    lines += [
-        f"  dtype     {name} is {have[name].dtype}, the model wants {want[name].dtype}"
-        for name in want
-        if not subset and name in have and np.dtype(want[name].dtype) != np.dtype(have[name].dtype)
-    ]
-    if any(lines):
-        raise MismatchError(
-            f"{path}: the config is for another model than the checkpoint:\n"
-            + "\n".join(line for line in lines if line)
-            + "\nTake the checkpoint's config, or another directory."
-        )
-
-
-def _files(path: epath.Path) -> Iterator[epath.Path]:
-    for entry in sorted(path.iterdir()):
-        yield from _files(entry) if entry.is_dir() else [entry]
-
-
-def _seal(path: epath.Path) -> None:
-    """Writes a committed step's manifest: {file: [bytes, SHA-256]}; by a rename, so whole or not there."""
-    seals = {str(file.relative_to(path)): [file.stat().length, _sha256(file)] for file in _files(path)}
-    writing = path / f"{MANIFEST}.writing"
-    writing.write_text(json.dumps(seals, indent=1))
-    writing.rename(path / MANIFEST)
-
-
-def _fault(path: epath.Path, parts: Collection[str] | None) -> str:
-    """What is wrong with a step, '' if nothing: in the files of these parts (None: all) and beside the parts."""
-    name = MANIFEST
-    try:
-        if not (path / name).exists():
-            return _fault_unsealed(path)
-        seals = json.loads((path / name).read_text())
-        for name, (length, digest) in seals.items():
-            part, _, below = name.partition("/")
-            if below and parts is not None and part not in parts:
-                continue
-            if not (path / name).exists():
-                return f"{name} is missing"
-            if (path / name).stat().length != length:
-                return f"{name} has {(path / name).stat().length} bytes where {length} were written"
-            if _sha256(path / name) != digest:
-                return f"{name} is not what was written: its SHA-256 differs"
-    except UNREADABLE as error:
-        return f"{name} cannot be read ({error})"
-    return ""
-
-
-def _fault_unsealed(path: epath.Path) -> str:
-    """What can be told without a manifest: Orbax writes its metadata last, so where it stands all does."""
-    try:
-        found = ocp.checkpointables_metadata(path)
-    except UNREADABLE as error:
-        return f"it is no checkpoint ({error})"
-    if "data" not in (found.custom_metadata or {}):
-        return "its metadata is missing, so it was not written to the end"
-    unreadable = [name for name, part in found.metadata.items() if part is None]  # Orbax only logs why
-    if unreadable:
-        return f"{', '.join(unreadable)} cannot be read"
-    log.warning("%s: its checksums are not written (yet, or for a kill just then); not verified.", path)
-    return ""
-
-
-def _sha256(file: epath.Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
+    def _damaged(self) -> list[str]:
+        """Names of the steps that were set aside."""
+        return sorted(path.name for path in self.directory.glob("damaged-*")) if self.directory.exists() else []

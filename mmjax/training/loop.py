@@ -38,13 +38,15 @@ class TooManySkipped(UserError):
 class Loop:
     """The steps of one stage.
 
-    config: the whole run's, as it is saved with each checkpoint. step: (state, batch) -> (state, metrics).
+    config: the whole run's, as it is saved with each checkpoint. record: writes it into the workdir; given False,
+    only where there is none. step: (state, batch) -> (state, metrics).
     measure: (params, batch) -> sums of the losses, for `valid`. clock: time.perf_counter() when the stage
     began, had it never been stopped.
     """
 
     stage: Stage
     config: str
+    record: Callable[[bool], None]
     max_skipped: int
     mesh: jax.sharding.Mesh
     data: Dataset
@@ -80,6 +82,7 @@ class Loop:
             if position == started + 1:
                 jax.block_until_ready(state.step)
                 self.schedule(position)  # a handful of scalar programs, for the log
+                self.record(False)
                 self.warm = compilations()  # what compiles after this is a shape that should not have changed
             if position % stage.log_every == 0 or position == stage.steps:
                 self._log(window, position, waiting.take())
@@ -142,10 +145,11 @@ class Loop:
         return {f"valid_{name}": float(total / max(weight, 1e-8)) for name, (total, weight) in totals.items()}
 
     def _save(self, state: TrainState, position: int) -> None:
+        self.record(True)
         self.checkpoints.save(
             position,
             {
-                "params": {"trainable": state.params, "frozen": state.frozen, "ema": state.ema},
+                "params": {"trainable": state.params, "ema": state.ema},
                 "optimizer": state.optimizer,
                 "rest": {"step": state.step, "skipped": state.skipped, "rng": state.rng},
             },

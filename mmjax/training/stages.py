@@ -8,7 +8,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +29,27 @@ from mmjax.training.checkpoint import Checkpoints
 from mmjax.training.loop import Loop
 from mmjax.training.metrics import Metrics, Progress
 from mmjax.training.optimizer import make_optimizer
+from mmjax.training.resume import check_unchanged
 from mmjax.training.state import TrainState, make_state
 from mmjax.training.step import make_evaluation, make_step
 from mmjax.training.trained import trained_parameters
-from mmjax.workdir import keep_tokenizer, save_config
+from mmjax.workdir import (
+    CONFIG,
+    copy_origin,
+    copy_tokenizer,
+    from_portable,
+    kept_tokenizer,
+    locked,
+    open_tokenizer,
+    save_config,
+    to_portable,
+    tokenizer_path,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What all stages of a run share."""
+    """What all stages of a run share. raw: the config as the workdir keeps it."""
 
     config: Config
     raw: Mapping[str, Any]
@@ -48,6 +60,14 @@ class Run:
 
     def checkpoints(self, stage: Stage) -> Checkpoints:
         return Checkpoints(self.workdir / stage.name / "checkpoints", keep=self.config.keep)
+
+    def record(self, replace: bool) -> None:
+        """Writes down what the workdir is trained with: config, tokenizer, hub files. replace: False leaves an
+        earlier config, whose weights may still be all that there is."""
+        if jax.process_index() == 0 and (replace or not (self.workdir / CONFIG).exists()):
+            copy_tokenizer(self.config.tokenizer, self.workdir)
+            copy_origin(self.config, self.workdir)
+            save_config(self.raw, self.workdir)
 
     def data(self, stage: Stage, split: str) -> Dataset:
         """The data that a stage trains on, or is validated by in one pass."""
@@ -82,17 +102,42 @@ def train(raw: Mapping[str, Any], workdir: str | Path, *, only: str | None = Non
       raw: the resolved config as a dict.
       profile: write a profiler trace of a few steps to `workdir/STAGE/profile`.
     """
-    config, workdir = read_config(raw), Path(workdir)
-    save_config(raw, workdir)
-    tokenizer = keep_tokenizer(config.tokenizer, workdir)
-    mesh = make_mesh(config.mesh)
-    run = Run(config, raw, workdir, build_model(config, tokenizer.vocab_size), tokenizer, mesh)
+    workdir = Path(workdir)
+    raw = to_portable(raw, workdir)
+    config = read_config(from_portable(raw, workdir))
     chosen = [config.stage(only)] if only else config.stages
-    with jax.set_mesh(mesh), _sigterm() as stop:
-        for stage in chosen:
-            with run.checkpoints(stage) as checkpoints:
-                if checkpoints.latest() != stage.steps:
-                    _train_stage(run, stage, checkpoints, stop, profile)
+    with locked(workdir, writes=jax.process_index() == 0), _sigterm() as stop:
+        begun = check_unchanged(raw, workdir)
+        tokenizer = _open_tokenizer(config.tokenizer, workdir, bool(begun))
+        mesh = make_mesh(config.mesh)
+        run = Run(config, raw, workdir, build_model(config, tokenizer.vocab_size), tokenizer, mesh)
+        with jax.set_mesh(mesh):
+            trained = [_finish_stage(run, stage, begun, stop, profile) for stage in chosen]
+        if not any(trained):
+            run.record(replace=True)  # keys that may change, such as `evaluation`
+
+
+def _open_tokenizer(spec: Mapping[str, Any], workdir: Path, begun: bool) -> Tokenizer:
+    """That of a workdir that has begun; else the one that the config names, so that it may be another yet."""
+    kept, given = kept_tokenizer(spec, workdir), tokenizer_path(spec)
+    return open_tokenizer(spec, kept if kept.exists() and (begun or not given.exists()) else given)
+
+
+def _finish_stage(run: Run, stage: Stage, begun: Sequence[str], stop: threading.Event, profile: bool) -> bool:
+    """Trains what is left of a stage; whether anything was.
+
+    A stage is done when its last step is whole. What the next one has begun from is done, whatever came of it.
+    """
+    index = run.config.stages.index(stage)
+    if after := [later.name for later in run.config.stages[index + 1 :] if later.name in begun]:
+        logging.info("Stage %s: done; %r has begun from it.", stage.name, after[0])
+        return False
+    with run.checkpoints(stage) as checkpoints:
+        if checkpoints.latest() == stage.steps and checkpoints.verify() == stage.steps:
+            logging.info("Stage %s: done, after %d steps.", stage.name, stage.steps)
+            return False
+        _train_stage(run, stage, checkpoints, stop, profile)
+    return True
 
 
 def _train_stage(run: Run, stage: Stage, checkpoints: Checkpoints, stop: threading.Event, profile: bool) -> None:
@@ -112,8 +157,9 @@ def _train_stage(run: Run, stage: Stage, checkpoints: Checkpoints, stop: threadi
     abstract = jax.eval_shape(begin, shapes)
     shardings = shard_tree(abstract, run.mesh)
     abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, shardings)
-    if checkpoints.latest() is None:
+    if not checkpoints.begun:
         params = _starting_parameters(run, stage, shapes)
+        checkpoints.begin(tree.partition(params, tree.select(stage.trainable, params, "trainable"))[1])
         state, position, seconds = jax.jit(begin, out_shardings=shardings, donate_argnums=0)(params), 0, 0.0
     else:
         state, position, seconds = _resume(checkpoints, abstract, data)
@@ -126,6 +172,7 @@ def _train_stage(run: Run, stage: Stage, checkpoints: Checkpoints, stop: threadi
         loop = Loop(
             stage=stage,
             config=json.dumps(run.raw),
+            record=run.record,
             max_skipped=config.max_skipped,
             mesh=run.mesh,
             data=data,
@@ -144,7 +191,7 @@ def _train_stage(run: Run, stage: Stage, checkpoints: Checkpoints, stop: threadi
 def _resume(checkpoints: Checkpoints, abstract: TrainState, data: Dataset) -> tuple[TrainState, int, float]:
     restored = checkpoints.restore(
         {
-            "params": {"trainable": abstract.params, "frozen": abstract.frozen, "ema": abstract.ema},
+            "params": {"trainable": abstract.params, "ema": abstract.ema},
             "optimizer": abstract.optimizer,
             "rest": {"step": abstract.step, "skipped": abstract.skipped, "rng": abstract.rng},
         }
@@ -157,7 +204,7 @@ def _resume(checkpoints: Checkpoints, abstract: TrainState, data: Dataset) -> tu
     params, rest = restored.state["params"], restored.state["rest"]
     state = TrainState(
         params=params["trainable"],
-        frozen=params["frozen"],
+        frozen=checkpoints.restore_frozen(abstract.frozen),
         ema=params["ema"],
         optimizer=restored.state["optimizer"],
         **rest,
@@ -200,7 +247,7 @@ def _starting_parameters(run: Run, stage: Stage, shapes: tree.Tree) -> dict[str,
 def _carried_over(run: Run, before: Stage, stage: Stage, shapes: tree.Tree) -> dict[str, Any]:
     """What `before` ended with, as `stage` wants it: all but the adapters that it adds."""
     with run.checkpoints(before) as checkpoints:
-        if checkpoints.latest() != before.steps:
+        if checkpoints.latest() != before.steps or checkpoints.verify() != before.steps:
             raise UserError(
                 f"Stage {stage.name!r} starts from {before.name!r}, not done in {run.workdir}; train that first."
             )

@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from mmjax import tree
+from mmjax.config import Config, Stage
 from mmjax.hub.load import specs_of
 from mmjax.nn.linear import merge_lora
 from mmjax.sharding import one_device, shard_tree
 from mmjax.training.checkpoint import Checkpoints
 
 
-def trained_parameters(checkpoints: Checkpoints, mesh: jax.sharding.Mesh | None = None) -> dict[str, Any]:
+def last_trained(config: Config, workdir: Path) -> Stage | None:
+    """The last stage of a workdir that has a checkpoint."""
+    for stage in reversed(config.stages):
+        with Checkpoints(workdir / stage.name / "checkpoints", keep=config.keep) as checkpoints:
+            if checkpoints.begun:
+                return stage
+    return None
+
+
+def trained_parameters(
+    checkpoints: Checkpoints, mesh: jax.sharding.Mesh | None = None, frozen_dtype: str | None = None
+) -> dict[str, Any]:
     """The whole model's parameters at the newest step: averaged where the stage kept a running mean.
 
     mesh: what they are laid on, read straight onto its devices; None for this process's first device.
+    frozen_dtype: of the frozen ones, as the stage's own steps saw them; None for the precision that they came in.
     """
-    shapes, read = _open(checkpoints)
+    shapes, read = _open(checkpoints, frozen_dtype)
     places = shard_tree(shapes, mesh or one_device())
     return read(jax.tree.map(lambda leaf, place: leaf.update(sharding=place), shapes, places))
 
@@ -56,9 +70,13 @@ class TrainedTensors:
         return np.asarray(tree.flatten(merge_lora(found) if adapters else found)[name])
 
 
-def _open(checkpoints: Checkpoints) -> tuple[dict[str, Any], Callable[[Any], dict[str, Any]]]:
+def _open(
+    checkpoints: Checkpoints, frozen_dtype: str | None = None
+) -> tuple[dict[str, Any], Callable[[Any], dict[str, Any]]]:
     """Shapes of the whole model's parameters, and what reads those of them that it is given with shardings."""
     saved, read = checkpoints.open_params()
+    if frozen_dtype and "frozen" in saved:
+        saved["frozen"] = jax.tree.map(lambda leaf: leaf.update(dtype=np.dtype(frozen_dtype)), saved["frozen"])
     parts = [part for part in ("frozen", "ema" if saved.get("ema") else "trainable") if part in saved]
     part_of = {path: part for part in parts for path in tree.flatten(saved[part])}
 

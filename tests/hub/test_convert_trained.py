@@ -1,7 +1,5 @@
 """A checkpoint is converted, trained with adapters, and served again, merged and as a PEFT folder."""
 
-import json
-
 import numpy as np
 import peft
 import tiled
@@ -14,7 +12,7 @@ from mmjax.convert import convert, export_adapter
 from mmjax.data.pipeline import make_dataset
 from mmjax.inference.load import load
 from mmjax.training.stages import train
-from mmjax.workdir import keep_tokenizer
+from mmjax.workdir import keep_tokenizer, read_raw
 
 LORA = [[r"backbone/layers/attention/(query|value)/kernel", dict(rank=4, alpha=8)]]
 
@@ -24,7 +22,7 @@ def test_trained_adapters_serve_merged_and_apart(tmp_path):
     theirs, processor = llava_next()
     theirs = randomise(theirs)
     config, _, model, _ = converted(theirs, processor, tmp_path)
-    raw = json.loads((tmp_path / "run" / "config.json").read_text())
+    raw = read_raw(tmp_path / "run")
     path = tiled.write_records(tmp_path, CONVERSATIONS)
     raw["sft"]["data"] |= dict(
         length=400, workers=0, threads=1, sources=dict(main=dict(path=path, root="", weight=1.0))

@@ -166,8 +166,8 @@ def test_the_state_may_be_donated_at_once(tmp_path):
 
 def test_save_does_not_wait_for_the_disk(tmp_path, monkeypatch):
     """However long the checksums take, only the next save feels it."""
-    seal = checkpoint._seal
-    monkeypatch.setattr(checkpoint, "_seal", lambda path: (time.sleep(2), seal(path)))
+    seal = checkpoint.seal
+    monkeypatch.setattr(checkpoint, "seal", lambda path: (time.sleep(2), seal(path)))
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         begun = time.monotonic()
         checkpoints.save(1, parts(make_state()), DATA, CONFIG)
@@ -181,7 +181,7 @@ def test_a_failed_save_is_told(tmp_path, monkeypatch):
     def full(path):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_seal", full)
+    monkeypatch.setattr(checkpoint, "seal", full)
     with Checkpoints(tmp_path, keep=1) as checkpoints:
         with pytest.raises(UserError, match="1: saving the checkpoint failed: No space left"):
             checkpoints.save(1, parts(make_state()), DATA, CONFIG, wait=True)

@@ -24,7 +24,7 @@ def child_state(step):
 def train_until_killed(directory, die_while_sealing):
     """Resumes, checks what it resumed from, and saves every step; prints each step it has begun to save."""
     if die_while_sealing:
-        checkpoint._seal = lambda path: os.kill(os.getpid(), signal.SIGKILL)
+        checkpoint.seal = lambda path: os.kill(os.getpid(), signal.SIGKILL)
     checkpoints = Checkpoints(directory, keep=2)
     step = 0
     if checkpoints.latest() is not None:

@@ -142,7 +142,7 @@ def test_a_bad_step_is_skipped_and_too_many_stop_the_run(data, tmp_path, caplog)
 def test_another_model_in_the_same_workdir_is_refused(data, whole):
     raw = config(data)
     raw["model"]["backbone"]["width"] = 64
-    with pytest.raises(ValueError, match="another model section"):
+    with pytest.raises(ValueError, match=r"model.backbone.width: 32 before, 64 now"):
         train(raw, whole)
 
 
@@ -154,12 +154,15 @@ def test_rows_longer_than_learned_positions_are_refused(data, tmp_path):
 
 
 def test_changed_data_is_noticed(data, tmp_path):
-    raw = config(data)
-    train(raw, tmp_path, only="pretrain")
-    raw["pretrain"]["steps"] = 9
-    raw["pretrain"]["data"]["length"] = 64
+    raw = config(data, steps=2)
+    raw["pretrain"]["optimizer"] |= dict(schedule="constant", final=1)
+    train(raw, tmp_path / "run", only="pretrain")
+    lines = (data / "train.jsonl").read_text().splitlines()
+    (tmp_path / "other.jsonl").write_text("\n".join(lines[:-1]))
+    raw["pretrain"]["steps"] = 3
+    raw["pretrain"]["data"]["sources"]["main"]["path"] = str(tmp_path / "other.jsonl")
     with pytest.raises(ValueError, match="data is not what this stage was trained on"):
-        train(raw, tmp_path, only="pretrain")
+        train(raw, tmp_path / "run", only="pretrain")
 
 
 def test_sigkill_at_any_moment_then_the_same_command(data, whole, tmp_path):
