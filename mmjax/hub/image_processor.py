@@ -48,7 +48,8 @@ CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "LlavaNextImageProcessor": (
         "anyres",
-        _CROP | dict(image_grid_pinpoints=[[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]),
+        _CROP
+        | dict(do_pad=True, image_grid_pinpoints=[[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]),
     ),
     "Idefics3ImageProcessor": (
         "split",
@@ -152,7 +153,7 @@ class ImageProcessor:
 
 
 def complete_settings(found: Json, where: str, model_type: str) -> ImageProcessor:
-    """An image processor's config with the defaults of its class.
+    """An image processor's config with the defaults of its class. A key that is null has no default, as there.
 
     Args:
       found: the JSON. where: its file. model_type: of config.json, for a config that names no class.
@@ -160,12 +161,12 @@ def complete_settings(found: Json, where: str, model_type: str) -> ImageProcesso
     Raises:
       CheckpointError: a class or a key that is not known here, or a key with a value that is not.
     """
-    found = {key: value for key, value in found.items() if value is not None}  # null is the default
+    found = dict(found)
     named = found.get("image_processor_type") or found.get("feature_extractor_type")
     name = str(named or CLASS_OF[model_type]).replace("FeatureExtractor", "ImageProcessor")
     name = name.removesuffix("Fast").removesuffix("Pil")
     kind, defaults = CLASSES.get(name, ("", {}))
-    if name == "IdeficsImageProcessor" and "image_size" in found:  # goes before `size`
+    if name == "IdeficsImageProcessor" and found.get("image_size") is not None:  # goes before `size`
         found["size"] = found["image_size"]
     processor = ImageProcessor(where, name, {**defaults, **found})
     expected, _ = CLASSES[CLASS_OF[model_type]]
@@ -173,10 +174,10 @@ def complete_settings(found: Json, where: str, model_type: str) -> ImageProcesso
         known = ", ".join(name for name, (kind, _) in CLASSES.items() if kind == expected)
         raise processor.refused("image_processor_type", f"{model_type} is known here with {known}.")
     for key in found.keys() - defaults.keys() - IRRELEVANT - _FIXED.keys():
-        if kind == "square" or key not in _SQUARES_ALONE:
+        if found[key] is not None and (kind == "square" or key not in _SQUARES_ALONE):
             raise processor.refused(key, f"{name} has no such key here; remove it if no pixel hangs on it.")
     for key, value in _FIXED.items():
-        if processor.settings.get(key, value) != value:
+        if processor.settings.get(key) not in (None, value):
             raise processor.refused(key, f"only {value!r} is known here; set it to that.")
     return processor
 

@@ -81,7 +81,7 @@ def media_keys(folder: HubFolder, encoder: Json, p: ImageProcessor) -> dict[str,
             raise p.refused("do_resize", "pictures in tiles are resized; set it to true.")
     else:
         keys |= square_keys(p, keys["size"])
-    return keys | dict(resample=resample_name(p))
+    return keys | (dict(resample=resample_name(p)) if p["do_resize"] else {})
 
 
 def resample_name(p: ImageProcessor) -> str:
@@ -119,7 +119,7 @@ def square_keys(p: ImageProcessor, size: int) -> dict[str, Any]:
     if edge != size:
         keys["edge"] = edge
     if pads:
-        keys["fill"] = [int(255 * mean) for mean in _colour(p, "image_mean")]
+        keys["fill"] = [int(255 * mean) for mean in (_colour(p, "image_mean") if p["image_mean"] else (0, 0, 0))]
         if not all(0 <= level <= 255 for level in keys["fill"]):
             raise p.refused("image_mean", "it is the padding's colour as well; give numbers from 0 to 1.")
     return keys
