@@ -12,6 +12,7 @@ from PIL import Image
 from mmjax.hub.family import Json, complete
 from mmjax.hub.folder import HubFolder, read_json
 from mmjax.hub.image_processor import ImageProcessor, complete_settings, made_for
+from mmjax.hub.tensors import CheckpointError
 
 IMAGE_TOKEN = "<image>"
 FILES = ("processor_config.json", "preprocessor_config.json")  # a part of the first goes before the second
@@ -26,9 +27,11 @@ def read_preprocessor(folder: HubFolder) -> ImageProcessor:
     model_type = folder.family.model_type
     for name in FILES:
         file = folder.path / name
-        found = read_json(file) if file.exists() else None
-        if found and name == FILES[0]:
+        found: Any = read_json(file) if file.exists() else None
+        if found is not None and name == FILES[0]:
             found = found.get("image_processor")
+        if not isinstance(found, dict | None):
+            raise CheckpointError(f"{file}: image_processor is {found!r}: give a JSON object.")
         if found is not None:
             return complete_settings(found, str(file), model_type)
     logging.warning("%s: has neither of %s; pictures are fitted to the encoder.", folder.path, " and ".join(FILES))

@@ -106,6 +106,11 @@ SAME = {  # processor -> changes that are honoured
     "internvl": [dict(max_patches=1), dict(min_patches=2, max_patches=6), dict(size=S)],
     "qwen2_vl": [dict(min_pixels=600), dict(max_pixels=700), dict(size=dict(shortest_edge=600, longest_edge=700))],
 }
+NULLS = dict.fromkeys(
+    ["crop_size", "do_center_crop", "do_pad", "pad_size", "device", "return_tensors"]
+)  # as saved
+SAME["qwen2_vl"].append(NULLS | dict(default_to_square=True, min_pixels=None, max_pixels=None))
+SAME["internvl"].append(NULLS | dict(default_to_square=True, disable_grouping=None))
 UNSET = dict(size=None, crop_size=None)
 REFUSED = {  # processor -> (changes, the key that the error names)
     "clip": [
@@ -261,6 +266,12 @@ def test_what_a_file_leaves_out_is_the_classs(name):
     for key, value in CLASSES[name][1].items():
         found = getattr(theirs, key, None)
         assert found == value or (found is None and not value), key
+
+
+def test_internvl_cuts_tiles_whatever_its_image_processor_says():
+    """The published files say false; InternVL's processor asks for tiles all the same."""
+    assert ours("internvl", dict(crop_to_patches=False))[0].layout((60, 30), 1).tiles == 3
+    assert transformers.InternVLProcessor.images_kwargs["crop_to_patches"] is True
 
 
 def test_a_file_that_names_no_class_has_its_familys():
