@@ -18,8 +18,8 @@ from mmjax.errors import UserError
 # Formats of pictures, not of documents: a decoder that is not needed is one that cannot be attacked.
 # (JPEG includes the MPO of phones and cameras, whose first picture is read.)
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF")
-RESAMPLE = {name.lower(): Image.Resampling[name] for name in ("NEAREST", "BILINEAR", "BICUBIC", "LANCZOS")}
-RESIZE = ("stretch", "pad", "crop")
+RESAMPLE = {filter.name.lower(): filter for filter in Image.Resampling}
+RESIZE = ("stretch", "pad", "crop", "none")
 _ORIENTATION = 0x0112  # the EXIF tag; its values 2..8 are undone by these
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -43,11 +43,13 @@ class ImageError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class ImageOptions:
-    """How a picture becomes [size, size, 3].
+    """How a picture becomes [size, size, 3]: resized as `resize` says, and of that the centre square, with black
+    around where it is smaller.
 
-    resize: 'stretch'; 'pad' to a square of colour `fill` first (LLaVA-1.5); or 'crop', the shorter side to
-      `size` and the centre square of that (CLIP).
+    resize: 'stretch' to a square of `edge`; 'pad' to a square of colour `fill`, and that to one of `edge`
+      (LLaVA-1.5); 'crop', the shorter side to `edge` (CLIP); or 'none'.
     max_pixels: a picture whose header announces more is refused before it is decoded.
+    edge: 0 for `size`.
     """
 
     size: int
@@ -55,8 +57,11 @@ class ImageOptions:
     max_pixels: int
     resample: str = "bicubic"
     fill: tuple[int, int, int] = (122, 116, 104)  # CLIP's mean colour, LLaVA-1.5's padding
+    edge: int = 0
 
     def __post_init__(self):
+        if self.edge < 0:
+            raise UserError(f"media.edge: {self.edge} is below 0.")
         if self.resize not in RESIZE:
             raise UserError(f"media.resize: {self.resize!r} is none of {', '.join(RESIZE)}.")
         if self.resample not in RESAMPLE:
@@ -109,7 +114,7 @@ def upright_size(picture: bytes | os.PathLike[str] | str, options: ImageOptions)
 @contextlib.contextmanager
 def _opened(picture: bytes | os.PathLike[str] | str) -> Iterator[Image.Image]:
     """Opens a picture without decoding it; whatever goes wrong inside becomes an ImageError."""
-    try:
+    with _decoding():
         if not (len(picture) if isinstance(picture, bytes) else os.stat(picture).st_size):
             raise ImageError("has 0 bytes")
         with (
@@ -117,6 +122,13 @@ def _opened(picture: bytes | os.PathLike[str] | str) -> Iterator[Image.Image]:
             Image.open(file, formats=FORMATS) as image,
         ):
             yield image
+
+
+@contextlib.contextmanager
+def _decoding() -> Iterator[None]:
+    """Whatever Pillow raises becomes an ImageError."""
+    try:
+        yield
     except ImageError:
         raise
     except Image.UnidentifiedImageError as error:
@@ -125,6 +137,42 @@ def _opened(picture: bytes | os.PathLike[str] | str) -> Iterator[Image.Image]:
         if isinstance(error, OSError) and error.errno is not None:
             raise ImageError(f"cannot be read: {error.strerror or error}") from error
         raise ImageError(f"cannot be decoded: {type(error).__name__}: {error}") from error
+
+
+def from_pil(image: Image.Image, options: ImageOptions) -> Image.Image:
+    """A PIL image as upright RGB, as `decode` makes it of a file that holds it. Raises ImageError as that does."""
+    with _decoding():
+        check_size(image.size, options)
+        image.load()
+        return to_rgb(image)
+
+
+def from_array(pixels: np.ndarray, options: ImageOptions) -> Image.Image:
+    """An array as RGB.
+
+    Args:
+      pixels: uint8 or bool; [H, W] or [H, W, 1] grey, [H, W, 3] RGB, [H, W, 4] RGB and opacity.
+
+    Raises:
+      ImageError: another shape or type, or too many pixels; says what to give.
+    """
+    shape = list(pixels.shape)
+    remedy = "give uint8 [H, W, 3], [H, W, 4] or [H, W]"
+    if pixels.ndim == 4:
+        remedy += "; one picture at a time"
+    elif pixels.ndim == 3 and shape[0] in (1, 3, 4) and shape[-1] not in (1, 3, 4):
+        remedy += ": .transpose(1, 2, 0) of an array [3, H, W]"
+    elif np.issubdtype(pixels.dtype, np.floating):
+        remedy += ": (255 * x).round().astype('uint8') of numbers from 0 to 1"
+    if (
+        pixels.dtype not in (np.uint8, np.bool_)
+        or pixels.ndim not in (2, 3)
+        or shape[2:] not in ([], [1], [3], [4])
+    ):
+        raise ImageError(f"is {pixels.dtype} {shape}; {remedy}")
+    check_size((shape[1], shape[0]), options)
+    levels = pixels * np.uint8(255) if pixels.dtype == np.bool_ else pixels
+    return to_rgb(Image.fromarray(levels[..., 0] if shape[2:] == [1] else levels))
 
 
 def _may_be_turned(file: IO[bytes]) -> bool:
@@ -144,8 +192,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
         levels = levels >> 8 if levels.max(initial=0) > 255 else levels
         image = Image.fromarray(levels.clip(0, 255).astype(np.uint8))
     if image.mode == "F":
-        raise ImageError("has floating-point pixels, whose range is not known")
-    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La"):
+        raise ImageError("has floating-point pixels, whose range is not known; give 8 bits")
+    if image.mode == "La":
+        image = image.convert("LA")  # the only way from there
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa"):
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB")
@@ -158,31 +208,39 @@ def dihedral(pixels: np.ndarray, k: int) -> np.ndarray:
 
 
 def check_size(size: tuple[int, int], options: ImageOptions) -> None:
-    """Raises ImageError for a picture too large, or so narrow that it becomes so on its way to a square."""
-    width, height = size
-    longer, shorter = max(size), max(min(size), 1)
-    on_the_way = {
-        "stretch": 0,
-        "pad": longer * longer,
-        "crop": options.size * options.size * longer // shorter,
-    }[options.resize]
-    if max(width * height, on_the_way) > options.max_pixels:
-        raise ImageError(f"of {width} x {height} pixels is over the limit of {options.max_pixels} pixels")
+    """Raises ImageError for a picture without pixels, of too many, or so narrow that it becomes so on its way."""
+    if not min(size):
+        raise ImageError(f"of {size[0]} x {size[1]} pixels is empty")
+    limit = f"over the limit of {options.max_pixels} pixels (data.media.max_pixels)"
+    if size[0] * size[1] > options.max_pixels:
+        raise ImageError(f"of {size[0]} x {size[1]} pixels is {limit}")
+    width, height = (max(size),) * 2 if options.resize == "pad" else _resized(size, options)
+    if width * height > options.max_pixels:
+        how = f"resized to {width} x {height} pixels (resize={options.resize!r})"
+        how = f"padded to a square of {width} x {height} pixels" if options.resize == "pad" else how
+        raise ImageError(f"of {size[0]} x {size[1]} pixels, {how}, is {limit}")
+
+
+def _resized(size: tuple[int, int], options: ImageOptions) -> tuple[int, int]:
+    """The (width, height) that a picture, padded or not, has before its centre is taken."""
+    edge = options.edge or options.size
+    if options.resize == "none":
+        return size
+    if options.resize == "crop":
+        shorter = min(size)
+        return edge * size[0] // shorter, edge * size[1] // shorter
+    return edge, edge
 
 
 def to_square(image: Image.Image, options: ImageOptions) -> Image.Image:
     """An RGB picture as one of size x size."""
-    size, resample = options.size, RESAMPLE[options.resample]
-    width, height = image.size
-    if options.resize == "pad" and width != height:
-        longer = max(width, height)
+    if options.resize == "pad" and image.width != image.height:
+        longer = max(image.size)
         square = Image.new("RGB", (longer, longer), tuple(options.fill))
-        square.paste(image, ((longer - width) // 2, (longer - height) // 2))
+        square.paste(image, ((longer - image.width) // 2, (longer - image.height) // 2))
         image = square
-    if options.resize == "crop":
-        shorter = min(width, height)
-        scaled = (size * width // shorter, size * height // shorter)
-        image = image if scaled == image.size else image.resize(scaled, resample)
-        left, top = (scaled[0] - size) // 2, (scaled[1] - size) // 2
-        return image.crop((left, top, left + size, top + size))
-    return image if image.size == (size, size) else image.resize((size, size), resample)
+    resized = _resized(image.size, options)
+    image = image if image.size == resized else image.resize(resized, RESAMPLE[options.resample])
+    size = options.size
+    left, top = ((side - size) // 2 for side in resized)
+    return image if resized == (size, size) else image.crop((left, top, left + size, top + size))

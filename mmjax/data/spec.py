@@ -54,6 +54,7 @@ class MediaSpec:
     max_pixels: int
     resample: str = ImageOptions.resample
     fill: tuple[int, int, int] = ImageOptions.fill
+    edge: int = ImageOptions.edge
     views: Mapping[str, Any] | None = None
     token: str = "<image>"
 
@@ -64,7 +65,7 @@ class MediaSpec:
 
     @property
     def options(self) -> ImageOptions:
-        return ImageOptions(self.size, self.resize, self.max_pixels, self.resample, tuple(self.fill))
+        return ImageOptions(self.size, self.resize, self.max_pixels, self.resample, tuple(self.fill), self.edge)
 
     def make_views(self) -> Views:
         """What `views` describes."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mmjax.build import resolve, suggest
+from mmjax.hub.image_processor import ImageProcessor
 from mmjax.hub.table import Row
 from mmjax.hub.tensors import CheckpointError
 
@@ -67,7 +68,7 @@ class Family:
       towers, unused heads.
     unwritten: keys of config.json, in any section, that speak of those: an export that has them leaves the keys.
     partial: whether the model is incomplete without them.
-    views: (config.json, the image processor's settings) -> `data.media.views`, of a family with pictures in tiles.
+    views: (config.json, the image processor) -> `data.media.views`, of a family with pictures in tiles.
     template: the chat template (data/templates.py) that the family wants, '' if the tokenizer's files say it.
     """
 
@@ -80,7 +81,7 @@ class Family:
     renames: tuple[tuple[str, str], ...] = ()
     modules: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = ()
-    views: Callable[[Json, Json], dict[str, Any]] | None = None
+    views: Callable[[Json, ImageProcessor], dict[str, Any]] | None = None
     aside: tuple[str, ...] = ()
     unwritten: tuple[str, ...] = ()
     partial: bool = False

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from mmjax.hub.family import Family, Json, complete, config_of, family_of, find_family, tied
-from mmjax.hub.preprocess import check_size
+from mmjax.hub.image_processor import ImageProcessor, encoder_side
 from mmjax.hub.table import Row, T, rows_under
 from mmjax.hub.tensors import CheckpointError
 from mmjax.hub.vision import SIGLIP_VISION
@@ -93,11 +93,10 @@ def _renamed(row: Row, pattern: str, replacement: str) -> Row:
     return Row(row.ours, tuple(re.sub(pattern, replacement, name) for name in names), row.op)
 
 
-def _views(c: Json, p: Json) -> dict[str, Any]:
-    tile = (p.get("max_image_size") or {}).get("longest_edge", c["vision_config"].get("image_size"))
-    check_size(c, tile)
-    longest = (p.get("size") or {}).get("longest_edge", 4 * tile)
-    return dict(type="data.views.Split", longest=longest, split=p.get("do_image_splitting", True))
+def _views(c: Json, p: ImageProcessor) -> dict[str, Any]:
+    p.check_tile("max_image_size", encoder_side(c), "longest_edge")
+    longest = p.side("size", "longest_edge")
+    return dict(type="data.views.Split", longest=longest, split=bool(p["do_image_splitting"]))
 
 
 def _family(model_type: str, architecture: str) -> Family:

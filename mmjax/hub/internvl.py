@@ -7,8 +7,8 @@ from typing import Any
 
 from mmjax.hub import family
 from mmjax.hub.family import Family, Json, complete, config_of, family_of, find_family, tied
+from mmjax.hub.image_processor import ImageProcessor, encoder_side
 from mmjax.hub.llava import LLAVA
-from mmjax.hub.preprocess import check_size
 from mmjax.hub.table import Row, T, patches, reshape, rows_under
 from mmjax.hub.tensors import CheckpointError
 from mmjax.hub.text import attention
@@ -173,9 +173,15 @@ def _rows(spec: Json) -> list[Row]:
     ]
 
 
-def _views(c: Json, p: Json) -> dict[str, Any]:
-    check_size(c, p.get("size"))
-    return dict(type="data.views.Dynamic", fewest=p.get("min_patches", 1), most=p.get("max_patches", 12))
+def _views(c: Json, p: ImageProcessor) -> dict[str, Any]:
+    """`crop_to_patches` is not looked at: InternVL's processor sets it, whatever the image processor says."""
+    p.check_tile("size", encoder_side(c))
+    fewest, most = p["min_patches"], p["max_patches"]
+    if most == 1:  # no tiles at all, whatever `min_patches` says
+        fewest = 1
+    if type(most) is not int or type(fewest) is not int or not 1 <= fewest <= most:
+        raise p.refused("min_patches", f"give a whole number from 1 to max_patches, {most!r}.")
+    return dict(type="data.views.Dynamic", fewest=fewest, most=most)
 
 
 INTERNVL_VISION = Family(

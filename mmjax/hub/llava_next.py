@@ -7,8 +7,8 @@ import dataclasses
 from typing import Any
 
 from mmjax.hub.family import Json, complete
+from mmjax.hub.image_processor import ImageProcessor, encoder_side
 from mmjax.hub.llava import LLAVA
-from mmjax.hub.preprocess import check_size
 from mmjax.hub.table import Row
 from mmjax.hub.tensors import CheckpointError
 
@@ -24,12 +24,12 @@ def _spec(c: Json) -> dict[str, Any]:
     return spec
 
 
-def _views(c: Json, p: Json) -> dict[str, Any]:
-    pinpoints = c.get("image_grid_pinpoints") or p.get("image_grid_pinpoints") or PINPOINTS
-    other = p.get("image_grid_pinpoints") or pinpoints
-    if [list(pair) for pair in other] != [list(pair) for pair in pinpoints]:
-        raise CheckpointError("image_grid_pinpoints of config.json and of the image processor differ.")
-    check_size(c, p.get("crop_size") or p.get("size"))
+def _views(c: Json, p: ImageProcessor) -> dict[str, Any]:
+    pinpoints = c.get("image_grid_pinpoints") or PINPOINTS
+    if p["image_grid_pinpoints"] != [list(pair) for pair in pinpoints]:
+        raise p.refused("image_grid_pinpoints", f"config.json has {pinpoints}; set it to that.")
+    p.check_tile("crop_size", encoder_side(c))
+    p.check_tile("size", encoder_side(c), *(["shortest_edge"] if "shortest_edge" in p.size() else []))
     return dict(type="data.views.AnyRes", pinpoints=[list(pair) for pair in pinpoints])
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from mmjax.hub import family
 from mmjax.hub.family import Family, Json, complete
+from mmjax.hub.image_processor import NATIVE_KEYS, ImageProcessor
 from mmjax.hub.table import KEEP, Op, Row, T, each, fused, rows_under
 from mmjax.hub.tensors import CheckpointError
 from mmjax.hub.text import QWEN2
@@ -31,9 +32,6 @@ _VISION_2_5 = _VISION | dict(
     window_size=112,
     fullatt_block_indexes=(7, 15, 23, 31),
 )
-
-
-_PROCESSOR_KEYS = {"patch_size": "patch_size", "merge_size": "spatial_merge_size"}
 
 
 def _encoder(variant: str, c: Json, width: int, **more: Any) -> dict[str, Any]:
@@ -149,21 +147,24 @@ def _config_2_5(spec: Json) -> dict[str, Any]:
     return _config(dict(model_type="qwen2_5_vl_vision", **vision), spec)
 
 
-def _views(c: Json, p: Json) -> dict[str, Any]:
+def _views(c: Json, p: ImageProcessor) -> dict[str, Any]:
     """Of the image processor's settings; a picture may not have more patches than the encoder has room for."""
     vision = {**_VISION, **c["vision_config"]}
-    patch, merge = (p.get(key, vision[other]) for key, other in _PROCESSOR_KEYS.items())
-    if (patch, merge) != (vision["patch_size"], vision["spatial_merge_size"]):
-        raise CheckpointError("the image processor's patch_size or merge_size is not that of the model.")
-    size = p.get("size") or {}
-    least = p.get("min_pixels") or size.get("shortest_edge") or 56 * 56
-    most = p.get("max_pixels") or size.get("longest_edge") or 28 * 28 * 1280
+    for key, other in NATIVE_KEYS.items():
+        if p[key] != vision[other]:
+            raise p.refused(key, f"{other} of config.json is {vision[other]}; set it to that.")
+    size, limits = p.size(), {"min_pixels": "shortest_edge", "max_pixels": "longest_edge"}
+    least, most = (p[key] or size.get(edge) for key, edge in limits.items())
+    if set(size) - set(limits.values()) or not all(type(n) is int and n > 0 for n in (least, most)):
+        raise p.refused("size", "give shortest_edge and longest_edge, a picture's fewest and most pixels.")
+    if least > most:
+        raise p.refused("size", f"at least {least} pixels and at most {most} cannot be.")
     return dict(
         type="data.patches.Native",
         patches=PATCHES,
-        merge=merge,
+        merge=vision["spatial_merge_size"],
         min_pixels=least,
-        max_pixels=min(most, PATCHES * patch**2),
+        max_pixels=min(most, PATCHES * vision["patch_size"] ** 2),
     )
 
 

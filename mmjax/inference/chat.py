@@ -87,7 +87,7 @@ class Assistant:
 
         Args:
           text: may mark the pictures' places by `<image>`; those without a mark stand in front.
-          image, images: paths, encoded bytes, uint8 arrays [H, W, 3] or PIL images.
+          image, images: paths, encoded bytes, arrays (`data.image.from_array`) or PIL images.
           sampling: how to decode; the assistant's own if not given.
 
         Raises:
@@ -174,10 +174,14 @@ class Assistant:
         return Conversation(self, system)
 
     def pixels(self, picture: Picture, name: str = "picture") -> np.ndarray:
-        """A picture to show again: as the model sees it, uint8 [size, size, 3], or where the model sees tiles,
-        whole, uint8 [H, W, 3]. Raises ImageError, with its path or `name`."""
+        """A picture as the model sees it, uint8 [size, size, 3], or where the model sees tiles, whole, uint8
+        [H, W, 3]. Raises ImageError, with its path or `name`."""
         image = load_rgb(picture, self.views, name)
         return np.array(image) if self.views.sized else self.views.cut(image)[0]
+
+    def rgb(self, picture: Picture, name: str = "picture") -> np.ndarray:
+        """A picture to ask about later, as it is: whole, uint8 [H, W, 3]. Raises ImageError as `pixels` does."""
+        return np.array(load_rgb(picture, self.views, name))
 
     def _layouts(self, prompt: Sample) -> tuple[Layout, ...]:
         if not self.views.sized:
@@ -289,7 +293,7 @@ class Conversation:
     ) -> Iterator[str]:
         """The answer piece by piece. Leaving it early, or interrupting it, keeps what has been said so far."""
         # Loaded now: later turns show the same picture, whatever becomes of its file.
-        new = [self.assistant.pixels(picture) for picture in _all(image, images)]
+        new = [self.assistant.rgb(picture) for picture in _all(image, images)]
         question = Turn("user", mark(text, len(new)))
         prompt = Sample("conversation", (*self.turns, question), (*self.images, *new))
         said = ""

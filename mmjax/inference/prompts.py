@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,8 +18,8 @@ from mmjax.errors import UserError
 from mmjax.inference.program import bucket
 from mmjax.types import Batch, Media, Sample, Turn
 
-# A path, encoded bytes, uint8 [H, W, 3], or a PIL image.
-Picture = str | os.PathLike[str] | bytes | np.ndarray | Image.Image
+# A path, encoded bytes, an array (`data.image.from_array`), or a PIL image of any mode that a file may have.
+Picture = str | os.PathLike[str] | bytes | np.ndarray | jax.Array | Image.Image
 
 
 def ask(text: str, pictures: Sequence[Any], name: str = "prompt") -> Sample:
@@ -53,44 +52,29 @@ def check(prompt: Sample) -> None:
 
 
 def size_of(picture: Picture, views: Views, name: str) -> Size:
-    """(width, height) of a picture, upright, from its header. Raises ImageError as `load_rgb` does."""
-    if isinstance(picture, np.ndarray):
-        return _checked(picture, views, name).size
+    """(width, height) of a picture, upright; of a file, from its header. Raises ImageError as `load_rgb` does."""
+    if not isinstance(picture, str | os.PathLike | bytes):
+        return load_rgb(picture, views, name).size
     with _named(picture, name):
-        return images.upright_size(_as_file(picture, name), views.options)
+        return images.upright_size(picture, views.options)
 
 
 def load_rgb(picture: Picture, views: Views, name: str) -> Image.Image:
-    """An upright RGB picture, to be cut by the views.
+    """An upright RGB picture, to be cut by the views: the same of a file, and of a PIL image that holds it.
 
     Raises:
       ImageError: it cannot be used; says which picture (`name`, or its path) and why.
     """
-    if isinstance(picture, np.ndarray):
-        return _checked(picture, views, name)
     with _named(picture, name):
-        return images.decode(_as_file(picture, name), views.options)
-
-
-def _checked(picture: np.ndarray, views: Views, name: str) -> Image.Image:
-    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[-1] != 3:
-        raise images.ImageError(f"{name} is {picture.dtype} {list(picture.shape)}, not uint8 [H, W, 3].")
-    image = Image.fromarray(picture)
-    with _named(picture, name):
-        images.check_size(image.size, views.options)
-    return image
-
-
-def _as_file(picture: Picture, name: str) -> bytes | str | os.PathLike[str]:
-    """A PIL image by way of a file: whatever its mode, it takes the one path that training pictures took."""
-    if not isinstance(picture, Image.Image):
-        return picture
-    file = io.BytesIO()
-    try:
-        picture.save(file, "PNG")
-    except OSError as error:
-        raise images.ImageError(f"{name} has mode {picture.mode}; convert it to RGB.") from error
-    return file.getvalue()
+        if isinstance(picture, Image.Image):
+            return images.from_pil(picture, views.options)
+        if isinstance(picture, np.ndarray | jax.Array):
+            return images.from_array(np.asarray(picture), views.options)
+        if isinstance(picture, str | os.PathLike | bytes):
+            return images.decode(picture, views.options)
+        raise images.ImageError(
+            f"is a {type(picture).__name__}; give a path, encoded bytes, an array or a PIL image"
+        )
 
 
 @contextlib.contextmanager

@@ -97,7 +97,7 @@ class _Terminal:
             self.output("Which picture? /image PATH")
             return
         try:
-            self.waiting.append(self.assistant.pixels(_unquoted(path)))
+            self.waiting.append(self.assistant.rgb(_unquoted(path)))
         except ImageError as error:
             self.output(f"No picture added: {error}.")
             return

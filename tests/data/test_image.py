@@ -119,6 +119,17 @@ def test_crop_is_clips():
     np.testing.assert_array_equal(load(encoded(image), options(15, "crop")), np.asarray(resized))
 
 
+def test_what_is_smaller_than_the_square_lies_on_black():
+    """As CLIP's centre crop: 3 of 8 pixels missing, 2 of them left and above."""
+    image = noise((5, 12))
+    pixels = load(encoded(image), options(8, "none"))
+    np.testing.assert_array_equal(pixels[:, 2:7], np.asarray(image)[2:10])
+    assert pixels[:, :2].max() == 0 == pixels[:, 7:].max()
+    assert load(encoded(noise((40, 30))), options(8, "crop", edge=6)).shape == (8, 8, 3)
+    with pytest.raises(ValueError, match=r"media\.edge: -1"):
+        options(8, "crop", edge=-1)
+
+
 def test_dihedral_has_eight_different_symmetries():
     pixels = np.asarray(noise((6, 6)))
     turned = [dihedral(pixels, k) for k in range(8)]

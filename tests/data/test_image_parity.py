@@ -10,6 +10,7 @@ import transformers
 from PIL import Image
 
 from mmjax.data.image import ImageOptions, load
+from mmjax.hub.image_processor import complete_settings
 from mmjax.hub.preprocess import square_keys
 
 SIZE = 56
@@ -72,7 +73,8 @@ def ours(resize, picture):
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_pixels_of(name):
     resize, processor = PROCESSORS[name]
-    keys = square_keys(processor.to_dict(), SIZE)  # what `mmjax convert` writes into the config
+    read = complete_settings(processor.to_dict(), "preprocessor_config.json", "llava")
+    keys = square_keys(read, SIZE)  # what `mmjax convert` writes into the config
     assert keys["resize"] == resize and keys.get("fill", [122, 116, 104]) == [122, 116, 104]
     for picture, encoded in (photographs() | odd_pictures()).items():
         np.testing.assert_allclose(ours(resize, encoded), theirs(processor, encoded), atol=1e-3, err_msg=picture)

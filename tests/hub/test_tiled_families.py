@@ -13,6 +13,7 @@ from mmjax.config import build_model
 from mmjax.convert import export_workdir, import_folder
 from mmjax.data.pipeline import make_dataset
 from mmjax.hub.family import find_family
+from mmjax.hub.image_processor import complete_settings
 from mmjax.hub.load import load_parts
 from mmjax.hub.tensors import CheckpointError
 from mmjax.inference.chat import Assistant, Sampling
@@ -143,15 +144,15 @@ CLIP = dict(model_type="clip_vision_model", **tiled.VISION)
 LLAMA = dict(model_type="llama", **tiled.TEXT)
 REFUSED = {
     "no grid": (dict(model_type="llava_next", vision_config=CLIP, vision_feature_select_strategy="full"), {}),
-    "of config.json and of the image processor differ": (
+    "preprocessor_config.json: image_grid_pinpoints is .*config.json has": (
         dict(model_type="llava_next", vision_config=CLIP, image_grid_pinpoints=[[56, 112]]),
         dict(image_grid_pinpoints=[[112, 56]]),
     ),
-    "tiles of 64, the encoder reads 56 pixels": (
+    "max_image_size is .*64.*: the encoder reads 56 pixels": (
         dict(model_type="idefics3", vision_config=tiled.VISION),
         dict(max_image_size=dict(longest_edge=64)),
     ),
-    "tiles of .*64.*, the encoder reads 56 pixels": (
+    ": size is .*64.*: the encoder reads 56 pixels": (
         dict(model_type="internvl", vision_config=tiled.VISION),
         dict(size=dict(height=64, width=64)),
     ),
@@ -177,4 +178,4 @@ def test_what_is_not_known_is_refused(message):
     found = find_family(config, "config.json")
     with pytest.raises(CheckpointError, match=message):
         found.spec(config)
-        found.views(config, processor)
+        found.views(config, complete_settings(processor, "preprocessor_config.json", config["model_type"]))

@@ -194,9 +194,14 @@ def test_bad_pictures_are_refused(assistant):
     truncated = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 50, 3), np.uint8)).save(truncated, "PNG")
     for bad, message in [
-        (np.zeros((4, 4, 3), np.float32), r"it is float32 \[4, 4, 3\], not uint8"),
-        (np.zeros((4, 4), np.uint8), r"it is uint8 \[4, 4\]"),
-        (Image.new("CMYK", (4, 4)), "mode CMYK"),
+        (np.zeros((4, 4, 3), np.float32), r"it is float32 \[4, 4, 3\]; give uint8 .* \(255 \* x\)"),
+        (np.zeros((3, 4, 5), np.uint8), r"it is uint8 \[3, 4, 5\]; give .*transpose\(1, 2, 0\)"),
+        (np.zeros((1, 4, 4, 3), np.uint8), "one picture at a time"),
+        (np.zeros((4, 4, 2), np.uint8), r"it is uint8 \[4, 4, 2\]; give uint8 \[H, W, 3\]"),
+        (np.zeros((4, 4), np.int32), r"it is int32 \[4, 4\]; give uint8"),
+        (np.zeros((0, 4, 3), np.uint8), "it of 4 x 0 pixels is empty"),
+        (Image.new("F", (4, 4)), "floating-point pixels"),
+        ([[0, 0]], "it is a list; give a path"),
         (truncated.getvalue()[:500], "cannot be decoded"),
         (Image.new("RGB", (200, 200)), "over the limit of 10000 pixels"),
         (b"", "it has 0 bytes"),
