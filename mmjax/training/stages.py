@@ -64,6 +64,7 @@ class Run:
             seed=self.config.seed,
             data_dir=self.config.data_dir,
             quarantine=self.workdir / "quarantine.jsonl",
+            vocab=self.model.backbone.vocab,
         )
 
 
