@@ -21,11 +21,11 @@ from mmjax.hub.family import FAMILIES, Family, config_of, family, find_family
 from mmjax.hub.folder import HubFolder, read_json
 from mmjax.hub.gguf_model import GGUFModel
 from mmjax.hub.load import WEIGHTS, specs_of
-from mmjax.hub.packaged import packaged_model
 from mmjax.hub.peft import write_adapter
+from mmjax.hub.places import find_source, new_folder
 from mmjax.hub.recipe import CONFIG, model_section, workdir_config
-from mmjax.hub.table import Move, check, moves, rows_under, theirs_specs, to_ours, to_theirs
-from mmjax.hub.tensors import CheckpointError, SafetensorsFolder, SafetensorsWriter, Spec, Tensors
+from mmjax.hub.table import Move, check, moves, ours_dtypes, rows_under, theirs_specs, to_ours, to_theirs
+from mmjax.hub.tensors import CheckpointError, SafetensorsFolder, SafetensorsWriter, Spec, Tensors, common_dtype
 from mmjax.training.checkpoint import Checkpoints
 from mmjax.training.trained import TrainedTensors, last_trained
 from mmjax.workdir import load_config, save_config
@@ -39,20 +39,21 @@ def convert(source: str | Path, target: str | Path, model_type: str = "") -> Non
       model_type: the family to write, where the workdir did not come from one.
 
     Raises:
-      CheckpointError: what `source` holds cannot be converted, and why.
+      CheckpointError: what `source` holds cannot be converted, and why; or `target` cannot be written to. Then
+        nothing is left there.
     """
-    if not Path(source).exists():
-        source = packaged_model(str(source)) or source
-    source, target = _empty(source, target)
-    if source.suffix != ".gguf" and "stages" in read_json(source / "config.json"):
-        export_workdir(source, target, model_type)
-    else:
-        import_folder(source, target)
+    source = find_source(source)
+    with new_folder(target) as target:
+        config = source / "config.json"
+        if config.exists() and "stages" in read_json(config):
+            export_workdir(source, target, model_type)
+        else:
+            import_folder(source, target)
 
 
 def import_folder(source: Path, target: Path) -> None:
-    """A Hugging Face folder, or a GGUF file, to a workdir, one tensor at a time."""
-    folder = GGUFModel(source) if source.suffix == ".gguf" else HubFolder(source)
+    """A Hugging Face folder, or a GGUF file, to a workdir, one tensor at a time; config.json is written last."""
+    folder = GGUFModel(source) if source.is_file() else HubFolder(source)
     section = model_section(folder)
     with tempfile.TemporaryDirectory() as scratch:
         beside = Path(scratch) / KEPT
@@ -62,32 +63,37 @@ def import_folder(source: Path, target: Path) -> None:
         part = f"{folder.family.part}/" if folder.family.part else ""
         plan = moves(rows_under(part, "", folder.family.rows(folder.spec)), shapes)
         check(plan, shapes, folder.tensors.specs, folder.family.ignored + folder.family.aside, str(source))
-        # Weights keep the dtype they came in.
-        dtypes = {path: folder.tensors.specs[move.theirs[0]].dtype for move in plan for path in move.ours}
+        dtypes = ours_dtypes(plan, folder.tensors.specs)  # weights keep the dtype they came in
         specs = {path: Spec(spec.shape, dtypes[path]) for path, spec in specs_of(shapes).items()}
         with SafetensorsWriter(target / WEIGHTS, specs) as writer:
             for move in _progress(plan, "import"):
                 for path, array in to_ours(move, folder.tensors):
                     writer.put(path, array, move.index)
         shutil.copytree(beside, target / KEPT)
-    if left := aside(folder.family, {name for move in plan for name in move.theirs}, folder.tensors.specs):
+    used = {name for move in plan for name in move.theirs}
+    left = aside(folder.family, used, folder.tensors.specs)
+    if left:
         keep(folder.tensors, left, target)
         logging.info("%s: kept aside, no parameter stands for them: %s.", source, listed(left))
-    save_config(raw, target)
+    if buffers := [name for name in folder.tensors.specs if name not in used and name not in left]:
+        logging.info("%s: left out, buffers that are computed here: %s.", source, listed(buffers))
     (target / "config.py").write_text(CONFIG.format(source=source.name))
+    save_config(raw, target)
 
 
 def export_workdir(source: Path, target: Path, model_type: str = "") -> None:
-    """What a workdir has trained, or was made from, to a folder that `transformers` loads."""
+    """What a workdir has trained, or was made from, to a folder that `transformers` loads; config.json is written
+    behind what it speaks of."""
     config = load_config(source)
     origin = _origin(source, config)
     chosen = _family(origin, model_type)
     spec = _part(config.model, chosen)
     parameters = newest_parameters(config, source)
-    specs = write_folder(chosen, spec, parameters, find_origin(config.load, origin, chosen), target)
+    target.mkdir(parents=True, exist_ok=True)
     for file in (origin / KEPT).iterdir() if (origin / KEPT).exists() else ():
         if file.is_file() and file.name != "config.json":
             shutil.copyfile(file, target / file.name)
+    specs = write_folder(chosen, spec, parameters, find_origin(config.load, origin, chosen), target)
     (target / "README.md").write_text(model_card(config.model, chosen, source.name, specs))
     logging.info("%s: %s, %d tensors.", target, chosen.architecture, len(specs))
 
@@ -101,13 +107,14 @@ def export_adapter(source: str | Path, target: str | Path, model_type: str = "",
     Raises:
       CheckpointError: there are none, or not such as `peft` could put there.
     """
-    source, target = _empty(source, target)
+    source = Path(source).expanduser()
     config = load_config(source)
     chosen = _family(_origin(source, config), model_type)
     parameters = newest_parameters(config, source, merged=False)
     params = tree.unflatten({name: parameters.read(name) for name in parameters.specs})
     spec = _part(config.model, chosen)
-    count = write_adapter(target, chosen, spec, _part(params, chosen), base)
+    with new_folder(target) as target:
+        count = write_adapter(target, chosen, spec, _part(params, chosen), base)
     logging.info("%s: adapters of %d modules.", target, count)
 
 
@@ -130,7 +137,7 @@ def write_folder(
             f"{target}: the family {family.model_type} has no tensor for {', '.join(unnamed[:20])}."
         )
     specs = theirs_specs(plan, flat)
-    dtype = str(next(iter(specs.values())).dtype)
+    dtype = str(common_dtype(spec.dtype for spec in specs.values()))
     rest = origin.aside(family, specs)
     if family.partial and not rest:
         raise CheckpointError(
@@ -146,6 +153,7 @@ def write_folder(
             writer.put(name, origin.tensors.read(name))
     made = {**config_of(spec, family), "architectures": [family.architecture]}
     config = _over(origin.config, made, leave=family.unwritten if rest else ()) | {"dtype": dtype}
+    config.pop("transformers_weights", None)  # names the files that the model came in
     (target / "config.json").write_text(json.dumps(config, indent=2))
     return specs | rest
 
@@ -161,14 +169,6 @@ def newest_parameters(config: Config, workdir: Path, merged: bool = True) -> Ten
         with Checkpoints(workdir / stage.name / "checkpoints", keep=config.keep) as checkpoints:
             return TrainedTensors(checkpoints, merged)
     return SafetensorsFolder(workdir / WEIGHTS)
-
-
-def _empty(source: str | Path, target: str | Path) -> tuple[Path, Path]:
-    """Both as paths. Raises CheckpointError if there is something in `target`."""
-    source, target = Path(source).expanduser(), Path(target).expanduser()
-    if target.exists() and any(target.iterdir()):
-        raise CheckpointError(f"{target}: is not empty; give a new folder.")
-    return source, target
 
 
 def _origin(source: Path, config: Config) -> Path:

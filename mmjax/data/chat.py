@@ -19,7 +19,7 @@ from mmjax.data.jinja import JinjaTemplate
 from mmjax.data.patches import mrope_positions
 from mmjax.data.quarantine import BadRecord
 from mmjax.data.templates import Template, open_template
-from mmjax.data.tokenizer import Tokenizer
+from mmjax.data.tokenizer import Tokenizer, check_embedded
 from mmjax.data.views import Layout, Token
 from mmjax.errors import UserError
 from mmjax.types import Sample, Turn
@@ -83,6 +83,7 @@ class Chat:
         splice: bool,
         bidirectional_images: bool = False,
         image_token: str = MARK,
+        vocab: int | None = None,
     ):
         """
         Args:
@@ -95,12 +96,14 @@ class Chat:
             one another.
           image_token: name of the token that stands where projected ones come, where the tokenizer names none
             itself; wanted once there is a picture.
+          vocab: tokens that the model embeds; further ones can only stand where projected ones come.
 
         Raises:
           UserError: no such template, or the tokenizer lacks a token that it needs.
         """
         self.tokenizer, self.span, self.splice = tokenizer, span, splice
         self.bidirectional_images = bidirectional_images
+        self._vocab = vocab
         self._image_token = tokenizer.names.get("image_token", image_token)
         opened = open_template(template)
         self.template, self.jinja = (opened, None) if isinstance(opened, Template) else (Template(""), None)
@@ -146,14 +149,13 @@ class Chat:
           layouts: how each of its pictures stands in the text (data/views.py); () if each is one medium.
 
         Raises:
-          BadRecord: an unknown role, an empty answer, no answer, or marks and pictures that disagree.
+          BadRecord: an unknown role, an empty or no answer, tokens beyond `vocab`, or marks and pictures disagree.
         """
         try:
             _check(sample)
-            pieces = self._pieces(sample.turns)
+            return self._render(self._pieces(sample.turns), layouts)
         except UserError as error:
             raise BadRecord(sample.id, str(error)) from error
-        return self._render(pieces, layouts)
 
     def encode_prompt(self, turns: Sequence[Turn], layouts: Sequence[Layout] = ()) -> Encoded:
         """The conversation so far, up to where the assistant's reply begins: a prefix of what training saw.
@@ -162,7 +164,7 @@ class Chat:
           layouts: as for `encode`.
 
         Raises:
-          UserError: an unknown role, or the template takes no such conversation.
+          UserError: an unknown role, tokens beyond `vocab`, or the template takes no such conversation.
         """
         for turn in turns:
             _check_role(turn.role)
@@ -313,6 +315,7 @@ class Chat:
             slot[:] = -1
         spans = np.asarray(pictures, np.int64).reshape(-1, 3)
         tokens, loss_weight = np.asarray(ids, np.int32), np.asarray([w or 0.0 for w in weights], np.float32)
+        check_embedded(tokens[slot < 0], self._vocab, self.tokenizer)
         if self.template.prefix:
             prompt = np.asarray([weight is None for weight in weights])
             causal[1:][prompt[1:] & prompt[:-1]] = 0

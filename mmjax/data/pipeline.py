@@ -44,11 +44,12 @@ def make_dataset(
     quarantine: str | os.PathLike[str],
     stage: str = "",
     split: str = "train",
+    vocab: int | None = None,
 ) -> Dataset:
     """Opens the sources of a data spec (spec.py tells its keys), measures every sample and plans the rows.
 
     Args:
-      span, splice: how a medium stands in the text, as for chat.Chat.
+      span, splice, vocab: how a medium stands in the text, and which tokens can, as for chat.Chat.
       rows: number of rows to plan, steps x batch; None for one pass over everything.
       data_dir: where `mmjax prepare` has put the corpora.
       quarantine: file that refused records are written to, as those of `stage` and `split`.
@@ -69,7 +70,7 @@ def make_dataset(
         except UserError as error:
             raise type(error)(f"data.sources.{name}.{error}") from error
         template = part.template or checked.template
-        chat = make_chat(checked, tokenizer, span, splice, template)
+        chat = make_chat(checked, tokenizer, span, splice, template, vocab)
         feeds.append(Feed(name, source, chat, views, part.augment, part.turns))
     sizes = {feed.name: len(feed.source) for feed in feeds}
     bad = Quarantine(quarantine, sizes, checked.max_refused, stage, split)
@@ -78,7 +79,9 @@ def make_dataset(
     return Dataset(Rows(checked, feeds, plan, seed, bad))
 
 
-def make_chat(spec: DataSpec, tokenizer: Tokenizer, span: int, splice: bool, template: str) -> Chat:
+def make_chat(
+    spec: DataSpec, tokenizer: Tokenizer, span: int, splice: bool, template: str, vocab: int | None = None
+) -> Chat:
     """How conversations of a data spec are written down.
 
     Raises:
@@ -86,7 +89,7 @@ def make_chat(spec: DataSpec, tokenizer: Tokenizer, span: int, splice: bool, tem
     """
     if spec.media.make_views().sized and not splice:
         raise UserError(f"data.media.views: {spec.media.views['type']} wants a model with fusion='splice'.")
-    return Chat(template, tokenizer, span, splice, spec.bidirectional_images, spec.media.token)
+    return Chat(template, tokenizer, span, splice, spec.bidirectional_images, spec.media.token, vocab)
 
 
 def measure(feed: Feed, spec: DataSpec, bad: Quarantine, weight: float) -> Lengths:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import sentencepiece
 import tokenizers
 
@@ -51,6 +52,17 @@ class Tokenizer(Protocol):
 
     def special_tokens(self) -> Mapping[str, tuple[int, bool, bool]]:
         """name -> (id, whether it takes the space before it, and behind it)."""
+
+
+def check_embedded(ids: np.ndarray, vocab: int | None, tokenizer: Tokenizer) -> None:
+    """Raises UserError if one of a text's ids is beyond the first `vocab`, which a model embeds; None for all."""
+    if vocab is not None and (beyond := ids[ids >= vocab]).size:
+        first = int(beyond[0])
+        names = {number: name for name, (number, *_) in tokenizer.special_tokens().items()}
+        raise UserError(
+            f"the text has the token {first}, {names.get(first) or tokenizer.decode([first])!r}; the model embeds "
+            f"only the first {vocab} tokens of its tokenizer (model.backbone.vocab)."
+        )
 
 
 def _plain_text(

@@ -97,11 +97,21 @@ def _rows(spec: Json) -> list[Row]:
     ]
 
 
+_PROJECTIONS = {
+    "q_proj": "attention.query",
+    "k_proj": "attention.key",
+    "v_proj": "attention.value",
+    "o_proj": "output.dense",
+}
+# How transformers 5 calls them in memory.
+IN_MEMORY = tuple(
+    (rf"(\bencoder\.layer\.\d+\.attention)\.{new}\.", rf"\1.{old}.") for new, old in _PROJECTIONS.items()
+)
 _COMMON = dict(
     rows=_rows,
     part="encoders/image",
     # A classifier's file has the encoder one level down.
-    renames=((r"^dinov2(_with_registers)?\.", ""),),
+    renames=((r"^dinov2(_with_registers)?\.", ""), *IN_MEMORY),
     aside=(r"^embeddings\.mask_token$", r"^layernorm\.", r"^classifier\."),
     unwritten=("use_mask_token",),
 )

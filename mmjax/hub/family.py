@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mmjax.build import resolve, suggest
+from mmjax.build import resolve
 from mmjax.hub.image_processor import ImageProcessor
 from mmjax.hub.table import Row
 from mmjax.hub.tensors import CheckpointError
@@ -61,9 +62,11 @@ class Family:
     config: that section or part -> config.json, without what the fields above say.
     rows: (that section or part) -> the table, paths from the part down, names as `transformers` saves them.
     part: where that part stands in the model: 'backbone', 'encoders/image', or '' for a whole model.
-    renames: (regex, replacement) applied to a checkpoint's names: what older files call things.
-    modules: (regex, replacement) from a tensor's name to its module's in the loaded model, for adapters.
-    ignored: regexes of tensors that may be lost: buffers, copies of others.
+    modules: (prefix in the table, prefix in memory): how the loaded model of `transformers` calls modules that
+      files call otherwise; the longest prefix counts. Adapters are written for these names, and files that have
+      them are read.
+    renames: (regex, replacement) applied to a file's names after that: what other files call things.
+    ignored: regexes of tensors that may be lost: buffers.
     aside: regexes of tensors that no parameter need stand for, and that an import keeps for the way back: other
       towers, unused heads.
     unwritten: keys of config.json, in any section, that speak of those: an export that has them leaves the keys.
@@ -87,14 +90,37 @@ class Family:
     partial: bool = False
     template: str = ""
 
+    def module(self, name: str) -> str:
+        """The name in memory of a tensor of the table."""
+        return _moved(name, self.modules)
+
+    def canonical(self, name: str) -> str:
+        """The table's name of a tensor of a file."""
+        # A level that only the table has is added by `renames`: of two that are one in memory, the shorter counts.
+        shortest = sorted(self.modules, key=lambda pair: len(pair[0]))
+        back = {memory: table for table, memory in reversed(shortest)}
+        return renamed(_moved(name, tuple(back.items())), self.renames)
+
+
+def _moved(name: str, prefixes: tuple[tuple[str, str], ...]) -> str:
+    """A name with the longest of these prefixes replaced."""
+    found = max((old for old, _ in prefixes if name.startswith(old)), key=len, default="")
+    return dict(prefixes).get(found, "") + name.removeprefix(found)
+
+
+def renamed(name: str, rules: tuple[tuple[str, str], ...]) -> str:
+    """A name after (regex, replacement) rules, one after the other."""
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
 
 def find_family(config: Json, where: str) -> Family:
     """The family of a config.json. Raises CheckpointError if there is none here."""
     name = config.get("model_type")
     if not isinstance(name, str) or name not in FAMILIES:
-        raise CheckpointError(
-            f"{where}: model_type {name!r} is no family known here" + suggest(str(name), FAMILIES)
-        )
+        known = ", ".join(FAMILIES)
+        raise CheckpointError(f"{where}: model_type {name!r} is no family known here; known: {known}.")
     return family(name)
 
 
@@ -170,14 +196,6 @@ def complete(spec: Json) -> dict[str, Any]:
     variant = spec.pop("variant", None)
     table = getattr(inspect.getmodule(cls), "VARIANTS", {})
     return {**(table[variant] if variant else {}), **spec}
-
-
-def tied(config: Json, default: bool) -> bool:
-    """Whether a whole model's head is its embedding table: its own key says so rather than its text section's."""
-    for section in (config, config["text_config"]):
-        if section.get("tie_word_embeddings") is not None:
-            return section["tie_word_embeddings"]
-    return default
 
 
 ACTIVATIONS = {  # ours -> Hugging Face's

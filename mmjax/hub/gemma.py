@@ -7,7 +7,7 @@ from typing import Any
 from mmjax.hub.family import Family, Json, complete
 from mmjax.hub.positions import layer_types, layers_of, rope_parameters, scaling_of
 from mmjax.hub.tensors import CheckpointError
-from mmjax.hub.text import TIED, llama_config, llama_rows, llama_spec
+from mmjax.hub.text import ALONE, BUFFERS, llama_config, llama_rows, llama_spec
 
 # What config.json means by a key that it lacks.
 _GEMMA = dict(
@@ -121,7 +121,8 @@ def _config3(spec: Json) -> dict[str, Any]:
 
 
 def _family(model_type: str, architecture: str, spec: Any, config: Any) -> Family:
-    return Family(model_type, architecture, spec, config, rows=llama_rows, part="backbone", ignored=TIED)
+    common = dict(rows=llama_rows, part="backbone", renames=ALONE, ignored=BUFFERS)
+    return Family(model_type, architecture, spec, config, **common)
 
 
 GEMMA = _family("gemma", "GemmaForCausalLM", lambda c: _spec("gemma", {**_GEMMA, **c}), _config)

@@ -13,7 +13,7 @@ import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from mmjax.build import suggest
-from mmjax.hub.family import Family, find_family
+from mmjax.hub.family import Family, find_family, renamed
 from mmjax.hub.folder import Renamed
 from mmjax.hub.gguf import GGUFFile
 from mmjax.hub.tensors import CheckpointError
@@ -106,7 +106,7 @@ class _Tensors(Renamed):
     """The file's tensors as the family saves them."""
 
     def __init__(self, file: GGUFFile, config: Mapping[str, Any]):
-        super().__init__(file, _NAMES)
+        super().__init__(file, lambda name: renamed(name, _NAMES))
         self._heads = {}
         if ARCHITECTURES[file.metadata["general.architecture"]].interleaved:
             self._heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}

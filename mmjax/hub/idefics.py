@@ -12,7 +12,7 @@ from typing import Any
 from mmjax.hub.family import Family, Json, complete, family, family_of
 from mmjax.hub.table import Row, T, reshape, rows_under
 from mmjax.hub.tensors import CheckpointError
-from mmjax.hub.text import attention
+from mmjax.hub.text import BUFFERS, attention
 from mmjax.hub.vision import norm
 
 _DEFAULTS = dict(
@@ -51,6 +51,7 @@ _PERCEIVER_DEFAULTS = dict(
     resampler_head_dim=96,
     qk_layer_norms_perceiver=False,
 )
+_BASE = ("embed_tokens", "layers", "norm", "vision_model", "perceiver_resampler", "gated_cross_attn_layers")
 _GATES = {"float": "scalar", "vector": "vector"}
 
 
@@ -194,6 +195,7 @@ IDEFICS = Family(
     config=_config,
     rows=_rows,
     part="",
-    # A tied head is saved by some versions of `transformers`, and is the embedding table again.
-    ignored=(r"position_ids$", r"rotary_emb\.inv_freq$", r"^lm_head\.(additional_fc\.)?weight$"),
+    # IdeficsModel saved alone lacks the level.
+    renames=((rf"^(?=({'|'.join(_BASE)})\.)", "model."),),
+    ignored=(r"position_ids$", *BUFFERS),
 )

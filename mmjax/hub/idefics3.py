@@ -6,10 +6,11 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from mmjax.hub.family import Family, Json, complete, config_of, family_of, find_family, tied
+from mmjax.hub.family import Family, Json, complete, config_of, family_of, find_family
 from mmjax.hub.image_processor import ImageProcessor, encoder_side
 from mmjax.hub.table import Row, T, rows_under
 from mmjax.hub.tensors import CheckpointError
+from mmjax.hub.text import BUFFERS
 from mmjax.hub.vision import SIGLIP_VISION
 
 _VISION_DEFAULTS = dict(
@@ -64,7 +65,7 @@ def _spec(c: Json) -> dict[str, Any]:
     return dict(
         encoders=dict(image=_vision_spec(c["vision_config"])),
         projectors=dict(image=projector),
-        backbone=text | dict(tied=tied(c, False)),
+        backbone=text | dict(tied=c.get("tie_word_embeddings", False)),
         fusion="splice",
     )
 
@@ -89,8 +90,7 @@ def _rows(spec: Json) -> list[Row]:
 
 
 def _renamed(row: Row, pattern: str, replacement: str) -> Row:
-    names = (row.theirs,) if isinstance(row.theirs, str) else row.theirs
-    return Row(row.ours, tuple(re.sub(pattern, replacement, name) for name in names), row.op)
+    return Row(row.ours, tuple(re.sub(pattern, replacement, name) for name in row.theirs), row.op)
 
 
 def _views(c: Json, p: ImageProcessor) -> dict[str, Any]:
@@ -107,7 +107,8 @@ def _family(model_type: str, architecture: str) -> Family:
         config=lambda spec: _config(spec, f"{model_type}_vision"),
         rows=_rows,
         part="",
-        ignored=(r"position_ids$", r"rotary_emb\.inv_freq$", r"^lm_head\.weight$"),
+        renames=((r"^(?=(vision_model|text_model|connector)\.)", "model."),),
+        ignored=(r"position_ids$", *BUFFERS),
         views=_views,
     )
 

@@ -6,9 +6,9 @@ from __future__ import annotations
 from typing import Any
 
 from mmjax.hub import family
-from mmjax.hub.family import Family, Json, complete, config_of, family_of, find_family, tied
+from mmjax.hub.family import Family, Json, complete, config_of, family_of, find_family
 from mmjax.hub.image_processor import ImageProcessor, encoder_side
-from mmjax.hub.llava import LLAVA
+from mmjax.hub.llava import LLAVA, MODULES, RENAMES
 from mmjax.hub.table import Row, T, patches, reshape, rows_under
 from mmjax.hub.tensors import CheckpointError
 from mmjax.hub.text import attention
@@ -141,7 +141,7 @@ def _spec(c: Json) -> dict[str, Any]:
     return dict(
         encoders=dict(image=encoder | dict(layer=layer)),
         projectors=dict(image=projector),
-        backbone=text | dict(tied=tied(c, True)),
+        backbone=text | dict(tied=c.get("tie_word_embeddings", True)),
         fusion="splice",
     )
 
@@ -200,7 +200,8 @@ INTERNVL = Family(
     config=_config,
     rows=_rows,
     part="",
-    modules=LLAVA.modules,
+    modules=MODULES,
+    renames=RENAMES,
     ignored=(*LLAVA.ignored, r"embeddings\.mask_token$"),
     views=_views,
 )

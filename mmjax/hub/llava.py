@@ -4,20 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
-from mmjax.hub import family
+from mmjax.hub import dino, family
 from mmjax.hub.family import Family, Json, complete, config_of, family_of, find_family
 from mmjax.hub.table import Row, rows_under
 from mmjax.hub.tensors import CheckpointError
+from mmjax.hub.text import BUFFERS
 from mmjax.hub.vision import CLIP_NAMES, UNUSED, linear
 
-# transformers 5 saves the towers of CLIP and SigLIP without this level; everything else has it.
-CLIP_LEVEL = ((rf"^vision_tower\.(?={CLIP_NAMES})", "vision_tower.vision_model."),)
-# How `transformers` 5 calls the modules of such a model in memory.
+# How `transformers` calls the modules of such a model in memory since 4.52.
 MODULES = (
-    (r"^(vision_tower|multi_modal_projector)\.", r"model.\1."),
-    (r"^language_model\.model\.", "model.language_model."),
-    (r"^language_model\.lm_head", "lm_head"),
-    (r"^model\.vision_tower\.vision_model\.", "model.vision_tower."),
+    ("vision_tower.vision_model.", "model.vision_tower."),
+    ("vision_tower.", "model.vision_tower."),
+    ("multi_modal_projector.", "model.multi_modal_projector."),
+    ("image_newline", "model.image_newline"),
+    ("language_model.model.", "model.language_model."),
+    ("language_model.lm_head.", "lm_head."),
+)
+RENAMES = (
+    # A language model saved without the level, or by 5.10 to 5.22 with it twice.
+    (r"^language_model\.(?=(embed_tokens|layers|norm|final_layernorm|decoder)\.)", "language_model.model."),
+    (r"^language_model\.model\.model\.", "language_model.model."),
+    # transformers 5 saves the towers of CLIP and SigLIP without this level; everything else has it.
+    (rf"^vision_tower\.(?={CLIP_NAMES})", "vision_tower.vision_model."),
 )
 
 
@@ -36,10 +44,11 @@ def _spec(c: Json) -> dict[str, Any]:
         factor=1,
         norm="",
     )
+    backbone = text.spec(c["text_config"])
     return dict(
         encoders=dict(image=encoder),
         projectors=dict(image=projector),
-        backbone=text.spec(c["text_config"]),
+        backbone=backbone | dict(tied=bool(c.get("tie_word_embeddings") or backbone["tied"])),
         fusion="splice",
     )
 
@@ -85,6 +94,7 @@ def _config(spec: Json) -> dict[str, Any]:
         vision_feature_select_strategy=strategy_of(spec["encoders"]["image"]),
         projector_hidden_act=family.ACTIVATIONS[projector["activation"]],
         multimodal_projector_bias=projector["bias"],
+        tie_word_embeddings=complete(spec["backbone"])["tied"],
     )
 
 
@@ -105,9 +115,9 @@ LLAVA = Family(
     config=_config,
     rows=lambda spec: rows_of(spec, [*linear("linear_0", "linear_1"), *linear("linear_1", "linear_2")]),
     part="",
-    renames=CLIP_LEVEL,
+    renames=(*RENAMES, *dino.IN_MEMORY),
     modules=MODULES,
-    ignored=(r"position_ids$", r"rotary_emb\.inv_freq$", r"^language_model\.lm_head\.weight$"),
+    ignored=(r"position_ids$", *BUFFERS),
     aside=(rf"^vision_tower\.{UNUSED}",),
     unwritten=("vision_use_head", "use_mask_token"),
 )

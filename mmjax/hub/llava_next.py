@@ -21,6 +21,7 @@ def _spec(c: Json) -> dict[str, Any]:
     if encoder["pool"] != "none" and encoder["class_token"]:
         raise CheckpointError("config.json: tiles with class tokens ('full') make no grid.")
     spec["projectors"]["image"]["newline"] = True
+    spec["backbone"]["tied"] = c.get("tie_word_embeddings", False)  # LLaVA alone looks into text_config, too
     return spec
 
 

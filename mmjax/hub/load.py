@@ -97,7 +97,8 @@ def _of_part(folder: HubFolder, part: str) -> tuple[list[Row], tuple[str, ...]]:
     prefix = f"{part}/"
     inside = [row for row in rows if all(path.startswith(prefix) for path in row.ours)]
     rows = [Row(tuple(path.removeprefix(prefix) for path in row.ours), row.theirs, row.op) for row in inside]
-    return rows, (".*",)  # the rest of a whole model is no surplus
+    names = "|".join(re.escape(name).replace(r"\*", r"\d+") for row in rows for name in row.theirs)
+    return rows, (rf"^(?!({names})$)",)  # the rest of a whole model is no surplus
 
 
 def _as_saved(path: str, leaf: Any, plan: Sequence[Move], tensors: Tensors) -> Any:

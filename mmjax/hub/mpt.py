@@ -8,7 +8,7 @@ from mmjax.hub.classic import QKV, config_by, refuse, spec_by
 from mmjax.hub.family import Family, Json, complete
 from mmjax.hub.table import Row, T, fused, rows_under
 from mmjax.hub.tensors import CheckpointError
-from mmjax.hub.text import TIED
+from mmjax.hub.text import BUFFERS
 
 _MPT_KEYS = {
     "vocab": "vocab_size",
@@ -87,5 +87,6 @@ MPT = Family(
     config=_config,
     rows=_rows,
     part="backbone",
-    ignored=TIED,
+    renames=((r"^(?=(wte|blocks|norm_f)\.)", "transformer."),),
+    ignored=BUFFERS,
 )

@@ -10,7 +10,7 @@ from mmjax.hub.family import Family, Json, complete
 from mmjax.hub.positions import rope_config, rope_of
 from mmjax.hub.table import Op, Row, T, rows_under
 from mmjax.hub.tensors import CheckpointError
-from mmjax.hub.text import TIED
+from mmjax.hub.text import BUFFERS
 
 _NEOX = dict(
     vocab_size=50_432,
@@ -103,7 +103,7 @@ NEOX = Family(
     config=_config,
     rows=_rows,
     part="backbone",
-    renames=((r"^lm_head\.", "embed_out."),),
-    modules=((r"^embed_out$", "lm_head"),),  # what transformers 5 calls it in memory
-    ignored=(*TIED, r"^embed_out\.weight$", r"attention\.(masked_)?bias$"),
+    modules=(("embed_out.", "lm_head."),),
+    renames=((r"^(?=(embed_in|layers|final_layer_norm)\.)", "gpt_neox."),),
+    ignored=(*BUFFERS, r"attention\.(masked_)?bias$"),
 )

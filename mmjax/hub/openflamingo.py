@@ -19,6 +19,7 @@ from pathlib import Path
 
 from absl import logging
 
+from mmjax.hub.family import renamed
 from mmjax.hub.folder import Renamed
 from mmjax.hub.table import Op, Row, T, reshape, rows_under
 from mmjax.hub.tensors import CheckpointError, SafetensorsFolder, Tensors
@@ -89,10 +90,10 @@ def open_parts(path: Path, part: str) -> tuple[Tensors, list[Row], tuple[str, ..
       CheckpointError: tensors that cannot be read, or another part than these two.
     """
     folder = SafetensorsFolder(path)
-    names = Renamed(folder, _RENAMES).specs
+    names = _named(folder, _RENAMES).specs
     if part.startswith("projectors/"):
         depth = len(_numbers(r"^perceiver\.layers\.(\d+)\.", names))
-        return Renamed(folder, _RENAMES), perceiver_rows(depth), (r"^(?!perceiver\.)",)
+        return _named(folder, _RENAMES), perceiver_rows(depth), (r"^(?!perceiver\.)",)
     if part != "backbone/xattn":
         raise CheckpointError(f"load: OpenFlamingo has 'projectors/image' and 'backbone/xattn', but no {part!r}.")
     layers = _numbers(r"^gated_cross_attn_layers\.(\d+)\.", names)
@@ -105,7 +106,11 @@ def open_parts(path: Path, part: str) -> tuple[Tensors, list[Row], tuple[str, ..
         (rf"^gated_cross_attn_layers\.{layer}\.", f"gated_cross_attn_layers.{i}.")
         for i, layer in enumerate(layers)
     )
-    return Renamed(folder, _RENAMES + renumber), block_rows(), (r"^(?!gated_cross_attn_layers\.)",)
+    return _named(folder, _RENAMES + renumber), block_rows(), (r"^(?!gated_cross_attn_layers\.)",)
+
+
+def _named(folder: Tensors, renames: tuple[tuple[str, str], ...]) -> Renamed:
+    return Renamed(folder, lambda name: renamed(name, renames))
 
 
 def _numbers(pattern: str, names) -> list[int]:

@@ -8,7 +8,7 @@ from mmjax.hub import family
 from mmjax.hub.classic import KEYS, config_by, linear, norm, refuse, spec_by
 from mmjax.hub.family import Family, Json, complete
 from mmjax.hub.table import Row, T, rows_under
-from mmjax.hub.text import TIED, attention
+from mmjax.hub.text import BUFFERS, attention
 
 _OPT_KEYS = {ours: theirs for ours, theirs in KEYS.items() if ours != "norm_eps"} | {
     "mlp_width": "ffn_dim",
@@ -80,5 +80,5 @@ OPT = Family(
     rows=_rows,
     part="backbone",
     renames=((r"^decoder\.", "model.decoder."),),
-    ignored=TIED,
+    ignored=BUFFERS,
 )

@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 from mmjax.hub.family import Family, Json, complete, config_of, find_family
-from mmjax.hub.llava import CLIP_LEVEL, MODULES, rows_of
+from mmjax.hub.llava import MODULES, RENAMES, rows_of
 from mmjax.hub.tensors import CheckpointError
+from mmjax.hub.text import BUFFERS
 from mmjax.hub.vision import UNUSED, linear
 
 _TEXTS = ("gemma", "gemma2")
@@ -54,7 +55,8 @@ def _spec(c: Json) -> dict[str, Any]:
     return dict(
         encoders=dict(image=encoder | dict(layer=-1, pool="none")),
         projectors=dict(image=projector),
-        backbone=find_family(text, "config.json, text_config").spec(text),
+        backbone=find_family(text, "config.json, text_config").spec(text)
+        | dict(tied=c.get("tie_word_embeddings", True)),
         fusion="splice",
     )
 
@@ -69,6 +71,7 @@ def _config(spec: Json) -> dict[str, Any]:
     return dict(
         vision_config=config_of(encoder) | dict(projection_dim=text["hidden_size"]),
         text_config=text,
+        tie_word_embeddings=text["tie_word_embeddings"],
         projection_dim=text["hidden_size"],
         hidden_size=text["hidden_size"],
     )
@@ -81,9 +84,9 @@ PALIGEMMA = Family(
     config=_config,
     rows=lambda spec: rows_of(spec, linear("linear_0", "linear")),
     part="",
-    renames=CLIP_LEVEL,
+    renames=RENAMES,
     modules=MODULES,
-    ignored=(r"position_ids$", r"rotary_emb\.inv_freq$", r"(^|\.)lm_head\.weight$"),
+    ignored=(r"position_ids$", *BUFFERS),
     aside=(rf"^vision_tower\.{UNUSED}",),
     unwritten=("vision_use_head",),
     template="paligemma",

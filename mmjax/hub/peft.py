@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,9 +37,7 @@ def write_adapter(folder: Path, family: Family, spec: Json, params: tree.Tree, b
             continue
         if move.op is not T:
             raise CheckpointError(f"{adapted[0]}: {move.theirs[0]} holds it fused, which PEFT cannot. Merge it.")
-        module = move.theirs[0].removesuffix(".weight")
-        for pattern, replacement in family.modules:
-            module = re.sub(pattern, replacement, module)
+        module = family.module(move.theirs[0]).removesuffix(".weight")
         a, b, scale = (np.asarray(flat[_beside(move.ours[0], name)]) for name in ("a", "b", "scale"))
         a, b, scale = (x if move.index is None else x[move.index] for x in (a, b, scale))
         tensors[f"base_model.model.{module}.lora_A.weight"] = a.T

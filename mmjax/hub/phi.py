@@ -9,7 +9,7 @@ from mmjax.hub.classic import KEYS, config_by, linear, norm, rope_fraction, spec
 from mmjax.hub.family import Family, Json, complete
 from mmjax.hub.positions import rope_config, rope_of
 from mmjax.hub.table import Row, rows_under
-from mmjax.hub.text import TIED, attention
+from mmjax.hub.text import ALONE, BUFFERS, attention
 
 _PHI = dict(
     vocab_size=51_200,
@@ -76,5 +76,6 @@ PHI = Family(
     config=_config,
     rows=_rows,
     part="backbone",
-    ignored=TIED,
+    renames=ALONE,
+    ignored=BUFFERS,
 )

@@ -11,7 +11,7 @@ from mmjax.hub.family import Family, Json, complete
 from mmjax.hub.image_processor import NATIVE_KEYS, ImageProcessor
 from mmjax.hub.table import KEEP, Op, Row, T, each, fused, rows_under
 from mmjax.hub.tensors import CheckpointError
-from mmjax.hub.text import QWEN2
+from mmjax.hub.text import BUFFERS, QWEN2
 
 PATCHES = 4 * 1280  # of a picture, at most: what the processor of `transformers` is content with if not told
 
@@ -214,8 +214,7 @@ def _rows(spec: Json) -> list[Row]:
 
 
 # What transformers 4.52 and later call the parts in memory; files have the names without.
-_RENAMES = ((r"^model\.visual\.", "visual."), (r"^model\.language_model\.", "model."))
-_IGNORED = (r"rotary_pos_emb\.inv_freq$", r"rotary_emb\.inv_freq$", r"^lm_head\.weight$")
+_MODULES = (("visual.", "model.visual."), ("model.", "model.language_model."))
 QWEN2_VL = Family(
     model_type="qwen2_vl",
     architecture="Qwen2VLForConditionalGeneration",
@@ -223,8 +222,9 @@ QWEN2_VL = Family(
     config=_config_2,
     rows=_rows,
     part="",
-    renames=_RENAMES,
-    ignored=_IGNORED,
+    modules=_MODULES,
+    renames=((r"^language_model\.", "model."),),  # Qwen2VLModel saved alone
+    ignored=(r"rotary_pos_emb\.inv_freq$", *BUFFERS),
     views=_views,
 )
 QWEN2_5_VL = dataclasses.replace(

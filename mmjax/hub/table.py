@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from mmjax import tree
-from mmjax.hub.tensors import CheckpointError, Spec, Tensors
+from mmjax.hub.tensors import CheckpointError, Spec, Tensors, common_dtype
 
 Arrays = tuple[Any, ...]
 
@@ -78,18 +78,24 @@ def stack(count: int, then: Op = T) -> Op:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One line of a table; `ours` and `theirs` are one name each, or several that an op splits or joins."""
+    """One line of a table; `ours` and `theirs` are one name each, or several that an op splits or joins, and are
+    kept as tuples."""
 
     ours: str | tuple[str, ...]
     theirs: str | tuple[str, ...]
     op: Op = KEEP
 
+    def __post_init__(self):
+        for side in ("ours", "theirs"):
+            names = getattr(self, side)
+            object.__setattr__(self, side, (names,) if isinstance(names, str) else names)
+
 
 def rows_under(ours: str, theirs: str, rows: Iterable[Row]) -> list[Row]:
     """A table one level down: paths prefixed by `ours`, names by `theirs`."""
 
-    def prefix(with_: str, names: str | tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(with_ + name for name in _several(names))
+    def prefix(with_: str, names: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(with_ + name for name in names)
 
     return [Row(prefix(ours, row.ours), prefix(theirs, row.theirs), row.op) for row in rows]
 
@@ -113,7 +119,7 @@ def moves(rows: Sequence[Row], shapes: tree.Tree) -> list[Move]:
     flat = tree.flatten(shapes)
     found = []
     for row in rows:
-        ours, theirs = _several(row.ours), _several(row.theirs)
+        ours, theirs = row.ours, row.theirs
         there = [path in flat for path in ours]
         if not any(there):
             continue
@@ -164,20 +170,37 @@ def theirs_specs(plan: Sequence[Move], specs: Mapping[str, Spec]) -> dict[str, S
     for move in plan:
         ours = [_part(specs[path], move.index) for path in move.ours]
         shapes = jax.eval_shape(lambda xs, op=move.op: op.to_theirs(xs), tuple(map(_abstract, ours)))
-        found |= {name: Spec(tuple(s.shape), ours[0].dtype) for name, s in zip(move.theirs, shapes, strict=True)}
+        dtype = common_dtype(spec.dtype for spec in ours)
+        found |= {name: Spec(tuple(s.shape), dtype) for name, s in zip(move.theirs, shapes, strict=True)}
     return found
+
+
+def ours_dtypes(plan: Sequence[Move], specs: Mapping[str, Spec]) -> dict[str, np.dtype]:
+    """Dtypes of the parameters that tensors of `specs` become; of a stack, the one that holds all its layers."""
+    found: dict[str, list[np.dtype]] = {}
+    for move in plan:
+        for path in move.ours:
+            found.setdefault(path, []).extend(specs[name].dtype for name in move.theirs)
+    return {path: common_dtype(dtypes) for path, dtypes in found.items()}
 
 
 def to_ours(move: Move, tensors: Tensors) -> list[tuple[str, np.ndarray]]:
     """Reads a move's tensors -> (path, parameter, or its part [index])."""
-    arrays = tuple(tensors.read(name) for name in move.theirs)
+    arrays = _alike(tensors.read(name) for name in move.theirs)
     return list(zip(move.ours, move.op.to_ours(arrays), strict=True))
 
 
 def to_theirs(move: Move, parameters: Tensors) -> list[tuple[str, np.ndarray]]:
     """Reads a move's parameters -> (name, tensor)."""
-    arrays = tuple(parameters.read(path, move.index) for path in move.ours)
+    arrays = _alike(parameters.read(path, move.index) for path in move.ours)
     return list(zip(move.theirs, move.op.to_theirs(arrays), strict=True))
+
+
+def _alike(arrays: Iterable[np.ndarray]) -> Arrays:
+    """The arrays in their common dtype: an op may join them."""
+    arrays = tuple(arrays)
+    dtype = common_dtype(array.dtype for array in arrays)
+    return tuple(array.astype(dtype, copy=False) for array in arrays)
 
 
 def made_shapes(move: Move, specs: Mapping[str, Spec]) -> list[tuple[int, ...]]:
@@ -205,7 +228,3 @@ def _abstract(spec: Spec) -> jax.ShapeDtypeStruct:
 
 def _part(spec: Spec, index: int | None) -> Spec:
     return spec if index is None else Spec(spec.shape[1:], spec.dtype)
-
-
-def _several(names: str | tuple[str, ...]) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else names

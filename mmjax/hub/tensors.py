@@ -8,14 +8,16 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Protocol
 
 import ml_dtypes
 import numpy as np
+from absl import logging
 from safetensors import SafetensorError, safe_open
 
 from mmjax.errors import UserError
@@ -33,7 +35,9 @@ DTYPES = {
     "BOOL": np.dtype(np.bool_),
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-INDEX = "model.safetensors.index.json"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_HALVES = (DTYPES["F16"], DTYPES["BF16"])
+_LFS = b"version https://git-lfs"
 SHARD_BYTES = 5_000_000_000
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
@@ -54,71 +58,110 @@ class Tensors(Protocol):
 
     specs: Mapping[str, Spec]
 
-    def read(self, name: str, index: int | None = None) -> np.ndarray:
+    def read(self, name: str, index: int | slice | None = None) -> np.ndarray:
         """A tensor, or its part [index] alone."""
 
 
-class SafetensorsFolder:
-    """The tensors of a safetensors file, or of a folder of them; a shard index, if there is one, is obeyed."""
+def common_dtype(dtypes: Iterable[np.dtype]) -> np.dtype:
+    """The smallest dtype that holds numbers of all of these to the bit: float32 for float16 with bfloat16."""
+    found = None
+    for dtype in dtypes:
+        if found is None or found == dtype:
+            found = dtype
+        else:
+            halves = [np.dtype(np.float32) if d in _HALVES else d for d in (found, dtype)]
+            found = np.promote_types(*halves)
+    return found
 
-    def __init__(self, path: str | os.PathLike[str]):
+
+class SafetensorsFolder:
+    """The tensors of a safetensors file, or of those files of a folder that `transformers` reads."""
+
+    def __init__(self, path: str | os.PathLike[str], named: str | None = None):
         """Reads the headers.
 
+        Args:
+          named: of a folder, the file or index to read instead of the usual ones.
+
         Raises:
-          CheckpointError: missing, damaged, truncated, no safetensors at all, or an index that does not fit.
+          CheckpointError: missing, damaged, truncated, no safetensors at all, an index that does not fit, or two
+            shards with different tensors of one name.
         """
         self.path = Path(path)
         self._files: dict[str, Path] = {}
         self.specs: dict[str, Spec] = {}
-        for file in self._list():
+        for file in _files(self.path, named):
             for name, spec in _read_header(file).items():
-                if name in self._files:
-                    raise CheckpointError(f"{file}: has {name!r}, and so has {self._files[name].name}.")
+                if name in self._files and not self._same(name, file, spec):
+                    raise CheckpointError(f"{file}: its {name!r} differs from that of {self._files[name].name}.")
                 self._files[name], self.specs[name] = file, spec
 
-    def read(self, name: str, index: int | None = None) -> np.ndarray:
-        # Opened anew for each tensor: mapped pages of a file that stays open would count as memory in use.
-        file = self._files[name]
-        try:
-            with safe_open(file, framework="numpy") as opened:
-                return opened.get_tensor(name) if index is None else opened.get_slice(name)[index]
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{file}: {name!r} cannot be read: {error}") from error
+    def read(self, name: str, index: int | slice | None = None) -> np.ndarray:
+        return _read(self._files[name], name, index)
 
-    def _list(self) -> list[Path]:
-        if self.path.is_file():
-            return [self.path]
-        if not self.path.is_dir():
-            raise CheckpointError(f"{self.path}: no such file or folder.")
-        indices = sorted(self.path.glob("*.safetensors.index.json"))
-        if indices:
-            return _files_of_index(indices[0])
-        files = sorted(self.path.glob("*.safetensors"))
-        if not files:
-            pickled = [file.name for file in sorted(self.path.iterdir()) if file.suffix in PICKLED]
-            hint = (
-                f" {pickled[0]} is a pickle, which is code and never loaded; save it as safetensors."
-                if pickled
-                else ""
-            )
-            raise CheckpointError(f"{self.path}: no .safetensors file in it.{hint}")
-        return files
+    def _same(self, name: str, file: Path, spec: Spec) -> bool:
+        """Whether a file has the tensor of that name as the file read before has it."""
+        return spec == self.specs[name] and self.read(name).tobytes() == _read(file, name).tobytes()
+
+
+def _read(file: Path, name: str, index: int | slice | None = None) -> np.ndarray:
+    # Opened anew for each tensor: mapped pages of a file that stays open would count as memory in use.
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            return opened.get_tensor(name) if index is None else opened.get_slice(name)[index]
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file}: {name!r} cannot be read: {error}") from error
+
+
+def _files(path: Path, named: str | None) -> list[Path]:
+    """The files with the tensors of a folder: model.safetensors, else the shards of its index; a warning names the
+    others. As `transformers` chooses (5.23, modeling_utils.py, _get_resolved_checkpoint_files)."""
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such file or folder.")
+    chosen = named or next((name for name in (SINGLE, INDEX) if (path / name).is_file()), None)
+    weights = [f for f in sorted(path.iterdir()) if f.suffix in (".safetensors", ".gguf", *PICKLED)]
+    if chosen is None:
+        raise CheckpointError(f"{path}: has no {SINGLE} and no {INDEX}.{_remedy(weights)}")
+    if not (path / chosen).is_file() or Path(chosen).name != chosen:
+        raise CheckpointError(f"{path}: transformers_weights in config.json: no file {chosen!r} in the folder.")
+    files = _files_of_index(path / chosen) if chosen.endswith(".index.json") else [path / chosen]
+    indices = [f for f in sorted(path.glob("*.safetensors.index.json")) if f.name != chosen]
+    if over := [f.name for f in (*weights, *indices) if f not in files]:
+        logging.warning("%s: %s is read; passed over, as by transformers: %s.", path, chosen, ", ".join(over))
+    return files
+
+
+def _remedy(weights: Sequence[Path]) -> str:
+    """What to do about a folder that has these files with weights, and no model.safetensors."""
+    names = [file.name for file in weights]
+    if not names:
+        return " Nothing else in it holds weights: it may not be downloaded whole."
+    if pickled := [name for name in names if name.endswith(PICKLED)]:
+        return (
+            f" {pickled[0]} is a pickle, which is code and never loaded; save it as safetensors: load the model "
+            "with transformers, where you trust its origin, and call its save_pretrained(FOLDER)."
+        )
+    if "consolidated.safetensors" in names:
+        return f" consolidated.safetensors has Mistral's own names; download {SINGLE}, or {INDEX} and its shards."
+    if shards := [name for name in names if re.search(r"-\d+-of-\d+\.safetensors$", name)]:
+        return f" {shards[0]} is a shard; download the {INDEX} that names all of them."
+    return f" There is {', '.join(names)}: if that is the whole model, rename it to {SINGLE}."
 
 
 def _files_of_index(index: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        files = [index.parent / name for name in names]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index}: is no index of shards: {error!r}") from error
-    files = []
-    for name in names:
-        file = index.parent / str(name)
+    for name, file in zip(names, files, strict=True):
         # A link is followed, as in the hub's cache; a name that leaves the folder is not.
-        if Path(name).name != name:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
             raise CheckpointError(f"{index}: {name!r} lies outside the folder.")
-        if not file.exists():
-            raise CheckpointError(f"{index}: the shard {name} is missing.")
-        files.append(file)
+        if not file.is_file():
+            raise CheckpointError(f"{index}: the shard {name} is missing; download it.")
     return files
 
 
@@ -128,7 +171,10 @@ def _read_header(file: Path) -> dict[str, Spec]:
             slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
             found = {name: (tuple(s.get_shape()), s.get_dtype()) for name, s in slices.items()}
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file}: is no whole safetensors file: {error}") from error
+        with file.open("rb") as opened:
+            pointer = opened.read(len(_LFS)) == _LFS
+        hint = ". It is a pointer of Git LFS: `git lfs pull` brings the file" if pointer else ""
+        raise CheckpointError(f"{file}: is no whole safetensors file: {error}{hint}.") from error
     for name, (_, dtype) in found.items():
         if dtype not in DTYPES:
             raise CheckpointError(f"{file}: {name!r} has dtype {dtype}; known: {', '.join(DTYPES)}.")
@@ -187,9 +233,9 @@ class SafetensorsWriter:
         bits = _contiguous(array.astype(spec.dtype, copy=False).view(f"u{spec.dtype.itemsize}"))
         file, begin = self._places[name]
         with file.open("r+b") as out:
-            out.seek(begin + (index or 0) * array.nbytes)
+            out.seek(begin + (index or 0) * bits.nbytes)
             out.write(bits.data)
-        self._left[name] -= array.nbytes
+        self._left[name] -= bits.nbytes
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         partials = sorted({file for file, _ in self._places.values()})
@@ -212,7 +258,7 @@ class SafetensorsWriter:
 
     def _name(self, number: int) -> str:
         count = len(self._shards)
-        return "model.safetensors" if count == 1 else f"model-{number:05}-of-{count:05}.safetensors"
+        return SINGLE if count == 1 else f"model-{number:05}-of-{count:05}.safetensors"
 
 
 def _contiguous(x: np.ndarray) -> np.ndarray:

@@ -105,8 +105,9 @@ def llama_rows(spec: Json) -> list[Row]:
     ]
 
 
-# A tied head is saved by some versions of `transformers`, and is the embedding table again.
-TIED = (r"(^|\.)lm_head\.weight$", r"rotary_emb\.inv_freq$")
+BUFFERS = (r"rotary_emb\.inv_freq$",)  # in files of transformers before 4.31
+# A base model saved alone, such as LlamaModel, lacks the level.
+ALONE = ((r"^(?=(embed_tokens|layers|norm|final_layernorm)\.)", "model."),)
 
 
 def _biases(c: Json) -> dict[str, Any]:
@@ -147,7 +148,8 @@ def _qwen_config(spec: Json) -> dict[str, Any]:
 
 
 def _text(model_type: str, architecture: str, spec: Any, config: Any) -> Family:
-    return Family(model_type, architecture, spec, config, rows=llama_rows, part="backbone", ignored=TIED)
+    common = dict(rows=llama_rows, part="backbone", renames=ALONE, ignored=BUFFERS)
+    return Family(model_type, architecture, spec, config, **common)
 
 
 LLAMA = _text(

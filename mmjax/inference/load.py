@@ -44,7 +44,7 @@ def load(workdir: str | Path, stage: str | None = None) -> Assistant:
     data = read_spec(chosen.data)
     splice = model.fusion == "splice"
     span = model.tokens_per_medium().get("image", 1) if splice else 1
-    chat = make_chat(data, tokenizer, span, splice, data.template)
+    chat = make_chat(data, tokenizer, span, splice, data.template, model.backbone.vocab)
     sampling = Sampling(max_new=min(Sampling.max_new, data.length // 4))  # leaves most of the window to the prompt
     views = data.media.make_views()
     return Assistant(model, params, chat, views, length=data.length, batch=BATCH, sampling=sampling)

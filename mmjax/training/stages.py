@@ -89,6 +89,7 @@ class Run:
             quarantine=self.workdir / "quarantine.jsonl",
             stage=stage.name,
             split=split,
+            vocab=self.model.backbone.vocab,
         )
 
 

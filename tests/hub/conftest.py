@@ -26,4 +26,13 @@ def pytest_sessionfinish(session, exitstatus):
         return
     lines = [f"| {name} | {len(errors)} | {max(errors):.1e} |" for name, errors in sorted(parity.ERRORS.items())]
     header = HEADER.format(tolerance=parity.TOLERANCE, transformers=transformers.__version__)
-    Path(file).write_text(header + "\n".join(lines) + "\n")
+    tables = [_table(heading, rows) for heading, rows in parity.TABLES.items()]
+    Path(file).write_text("\n".join([header + "\n".join(lines) + "\n", *tables]))
+
+
+def _table(heading, rows):
+    """Markdown under a heading, whose text is all that `heading` says; a cell that no test has filled is empty."""
+    columns = list(dict.fromkeys(column for cells in rows.values() for column in cells))
+    lines = [["", *columns], ["---"] * (len(columns) + 1)]
+    lines += [[row, *(cells.get(column, "") for column in columns)] for row, cells in rows.items()]
+    return f"{heading}\n\n" + "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -18,6 +18,7 @@ from mmjax.workdir import load_config
 TOLERANCE = 1e-4
 VOCAB = 120
 ERRORS = {}  # of each test, for the table (conftest.py)
+TABLES = {}  # of tests with a table of their own: heading -> row -> column -> cell
 
 
 class Arrays:
@@ -101,6 +102,11 @@ def error(ours, theirs):
     found = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
     ERRORS.setdefault(_test_name(), []).append(found)
     return found
+
+
+def tabulate(heading, row, column, cell):
+    """Puts a cell into the table of that heading (conftest.py)."""
+    TABLES.setdefault(heading, {}).setdefault(row, {})[column] = cell
 
 
 def _test_name():

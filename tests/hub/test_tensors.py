@@ -113,6 +113,14 @@ def test_a_tampered_file_is_refused_by_name(tmp_path, tamper):
         SafetensorsFolder(tmp_path)
 
 
+def test_a_pointer_of_git_lfs_is_called_that(tmp_path):
+    (tmp_path / "model.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+    )
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: .* `git lfs pull` brings the file"):
+        SafetensorsFolder(tmp_path)
+
+
 @pytest.mark.parametrize(
     "weight_map, message",
     [
