@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from mmjax.build import build
 from mmjax.config import Config, read_config
 from mmjax.data.tokenizer import Tokenizer
 from mmjax.errors import MissingFile, UserError
+from mmjax.files import json_object, make_folder
+from mmjax.trust import check_names
 
 
 def save_config(raw: Mapping[str, Any], workdir: Path) -> None:
@@ -24,28 +26,36 @@ def save_config(raw: Mapping[str, Any], workdir: Path) -> None:
     file = workdir / "config.json"
     raw = json.loads(json.dumps(dict(raw)))
     if file.exists():
-        before = json.loads(file.read_text())
+        before = json_object(file)
         for key in ("model", "tokenizer"):
-            if before[key] != raw[key]:
+            if before.get(key) != raw[key]:
                 raise UserError(
                     f"{workdir}: was made with another {key} section than this config's; choose another --workdir."
                 )
-    workdir.mkdir(parents=True, exist_ok=True)
+    make_folder(workdir)
     temporary = file.with_suffix(".tmp")
     temporary.write_text(json.dumps(raw, indent=1))
     temporary.replace(file)
 
 
-def load_config(workdir: Path) -> Config:
-    """The config of a workdir.
+def load_config(workdir: Path, trust: Sequence[str] = ()) -> Config:
+    """The config of a workdir, whose parts are of mmjax alone, or of the packages `trust` (trust.py).
 
     Raises:
       MissingFile: no run there.
+      UserError: the config is damaged, has wrong keys, or names a part that is not to be trusted.
     """
+    raw = read_raw(workdir)
+    check_names(raw, trust, str(Path(workdir) / "config.json"))
+    return read_config(raw)
+
+
+def read_raw(workdir: Path) -> dict[str, Any]:
+    """What a workdir's config.json says, nothing checked. Raises as `load_config` does."""
     file = Path(workdir) / "config.json"
     if not file.exists():
         raise MissingFile(f"{file}: no run there; `mmjax train --config ... --workdir {workdir}` makes one.")
-    return read_config(json.loads(file.read_text()))
+    return json_object(file)
 
 
 def keep_tokenizer(spec: Mapping[str, Any], workdir: Path) -> Tokenizer:

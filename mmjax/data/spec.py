@@ -11,6 +11,7 @@ from mmjax.data.image import ImageOptions
 from mmjax.data.templates import open_template
 from mmjax.data.views import Views
 from mmjax.errors import UserError
+from mmjax.typed import check_types, hints_of
 
 AUGMENT = ("", "dihedral")
 TOO_LONG = ("truncate", "refuse")
@@ -67,7 +68,10 @@ class MediaSpec:
 
     def make_views(self) -> Views:
         """What `views` describes."""
-        return build(self.views or {"type": "data.views.Whole"}, "views", options=self.options)
+        made = build(self.views or {"type": "data.views.Whole"}, "views", options=self.options)
+        if missing := [name for name in ("sized", "axes", "layout", "cut", "empty") if not hasattr(made, name)]:
+            raise UserError(f"views.type: {self.views['type']} prepares no pictures: it has no {missing[0]!r}.")
+        return made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +110,9 @@ def read_spec(spec: Mapping[str, Any]) -> DataSpec:
     Raises:
       UserError: an unknown or missing key, or a value that cannot be; names its path and the nearest right key.
     """
+    check_types({"data": spec}, {"data": Mapping[str, Any]}, "config")
     spec = dict(spec)
+    check_types(spec, {"media": Mapping[str, Any], "sources": Mapping[str, Mapping[str, Any] | None]}, "data")
     if "media" in spec:
         spec["media"] = _read(MediaSpec, spec["media"], "data.media")
     if "sources" in spec:
@@ -123,6 +129,7 @@ def _read(cls: type, values: Mapping[str, Any], where: str) -> Any:
     missing = [name for name, f in fields.items() if f.default is dataclasses.MISSING and name not in values]
     if missing:
         raise UserError(f"{where}: wants {', '.join(missing)}.")
+    check_types(values, hints_of(cls), where)
     try:
         return cls(**values)
     except UserError as error:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mmjax.build import resolve, suggest
+from mmjax.build import resolve
 from mmjax.hub.table import Row
 from mmjax.hub.tensors import CheckpointError
 
@@ -92,7 +93,7 @@ def find_family(config: Json, where: str) -> Family:
     name = config.get("model_type")
     if not isinstance(name, str) or name not in FAMILIES:
         raise CheckpointError(
-            f"{where}: model_type {name!r} is no family known here" + suggest(str(name), FAMILIES)
+            f"{where}: model_type {reprlib.repr(name)} is no family known here; known: {', '.join(FAMILIES)}."
         )
     return family(name)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -12,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from mmjax.errors import UserError
+from mmjax.files import json_object
 from mmjax.hub.family import Family, find_family
 from mmjax.hub.tensors import CheckpointError, SafetensorsFolder, Spec, Tensors
 
@@ -63,11 +64,6 @@ class HubFolder:
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object. Raises CheckpointError, naming the file, if there is none."""
     try:
-        found = json.loads(file.read_text())
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read: {error.strerror or error}.") from error
-    except ValueError as error:
-        raise CheckpointError(f"{file}: is no JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{file}: holds no JSON object.")
-    return found
+        return json_object(file)
+    except UserError as error:
+        raise CheckpointError(str(error)) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -21,16 +22,19 @@ from mmjax.workdir import keep_tokenizer, load_config
 BATCH = 64  # prompts answered at once
 
 
-def load(workdir: str | Path, stage: str | None = None) -> Assistant:
+def load(workdir: str | Path, stage: str | None = None, trust: Sequence[str] = ()) -> Assistant:
     """The model that a workdir has trained, at the newest step of its last stage, or of `stage`; where none is
     trained yet, what its `load` names, if that is the whole model.
 
+    trust: packages, besides mmjax, that parts of the model may come from: a workdir names them, and is only data.
+
     Raises:
+      UserError: the config is damaged, or names a part that is not of mmjax nor of these packages.
       MissingFile: no run there, or no checkpoint yet.
       CheckpointError: what `load` names cannot be loaded.
     """
     workdir = Path(workdir)
-    config = load_config(workdir)
+    config = load_config(workdir, trust)
     chosen = config.stage(stage) if stage else _last_trained(config, workdir)
     tokenizer = keep_tokenizer(config.tokenizer, workdir)
     model = build_model(config, tokenizer.vocab_size)
