@@ -206,8 +206,8 @@ def _start(run: Callable[..., None], positional: tuple[str, ...] = ()) -> None:
 
 
 FAULT = (
-    "mmjax: this is a fault of mmjax, unless the machine ran out of memory or disk. Please report it to the project's "
-    "issue tracker, with the command and the traceback above."
+    "mmjax: this is a fault of mmjax, unless the machine ran out of memory or disk. Please report it to the "
+    "project's issue tracker, with the command and the traceback above."
 )
 
 
@@ -230,7 +230,8 @@ def _parse_config(argv: list[str]) -> list[str]:
     except flags.Error:
         raise
     except OSError as error:
-        raise UserError(f"--config: {' '.join(str(error).split())}") from error
+        reason = str(error).partition(" to load: ")[2] or str(error)  # with white space over many lines
+        raise UserError(f"--config: {' '.join(reason.split())}") from error
     except Exception as error:
         traceback.print_exc()
         raise UserError(f"--config: the config file fails with {type(error).__name__}, shown above.") from error
