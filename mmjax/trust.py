@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import reprlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -59,6 +60,32 @@ def check_names(raw: Mapping[str, Any], trust: Sequence[str], where: str) -> Non
             _check_type(keys[:-1], value, trust, path)
         elif isinstance(value, str) and value.startswith(PREFIX):
             _check_corpus(value, trust, path)
+
+
+def check_paths(raw: Mapping[str, Any], workdir: str | os.PathLike[str]) -> None:
+    """Raises UserError if what a model's prompts are made with lies outside its workdir: chat templates, and the
+    tokenizer, of which the workdir has a copy in its own folder or the file itself."""
+    for keys, value in _walk(raw, os.fspath(workdir)):
+        if keys[-1:] == ("template",) and isinstance(value, str) and value.startswith("file:"):
+            require_inside(value.removeprefix("file:"), workdir, ".".join(keys))
+    tokenizer = raw.get("tokenizer")
+    path = tokenizer.get("path") if isinstance(tokenizer, Mapping) else None
+    if isinstance(path, str):
+        copied = os.path.join(workdir, os.path.basename(path))
+        chosen = copied if os.path.isfile(copied) else path
+        require_inside(chosen, workdir, "tokenizer.path")
+        if os.path.isdir(chosen):
+            raise UserError(f"tokenizer.path: {path!r} names no file.")
+
+
+def require_inside(path: str, workdir: str | os.PathLike[str], what: str) -> None:
+    """Raises UserError for a path out of the workdir, by itself or through a link."""
+    root = os.path.realpath(workdir)
+    if "\0" in path or os.path.commonpath([root, os.path.realpath(os.path.expanduser(path))]) != root:
+        raise UserError(
+            f"{what}: {reprlib.repr(path)} lies outside the workdir {os.fspath(workdir)}, which is read by itself: "
+            "copy the file into it."
+        )
 
 
 def _walk(raw: Any, where: str) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -14,7 +14,7 @@ from mmjax.config import Config, read_config
 from mmjax.data.tokenizer import Tokenizer
 from mmjax.errors import MissingFile, UserError
 from mmjax.files import json_object, make_folder
-from mmjax.trust import check_names
+from mmjax.trust import check_names, check_paths
 
 
 def save_config(raw: Mapping[str, Any], workdir: Path) -> None:
@@ -43,10 +43,12 @@ def load_config(workdir: Path, trust: Sequence[str] = ()) -> Config:
 
     Raises:
       MissingFile: no run there.
-      UserError: the config is damaged, has wrong keys, or names a part that is not to be trusted.
+      UserError: the config is damaged, has wrong keys, or names a part that is not to be trusted, or a
+        tokenizer or template that is not in the workdir.
     """
     raw = read_raw(workdir)
     check_names(raw, trust, str(Path(workdir) / "config.json"))
+    check_paths(raw, workdir)
     return read_config(raw)
 
 

@@ -50,6 +50,12 @@ class HubFolder:
             self.spec = self.family.spec(self.config)
         except KeyError as error:
             raise CheckpointError(f"{self.path / 'config.json'}: has no key {error}.") from error
+        except CheckpointError:
+            raise
+        except (TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
+            # A pure function of that file: what it cannot take is a value that no such model has.
+            kind = self.family.model_type
+            raise CheckpointError(f"{self.path / 'config.json'}: is no {kind}'s; a value in it: {error}.") from error
         self.tensors = Renamed(SafetensorsFolder(self.path), self.family.renames)
 
     def keep(self, folder: Path) -> None:

@@ -17,6 +17,7 @@ from mmjax.nn.linear import merge_lora
 from mmjax.sharding import one_device, shard_tree
 from mmjax.training.checkpoint import Checkpoints
 from mmjax.training.trained import trained_parameters
+from mmjax.trust import require_inside
 from mmjax.workdir import keep_tokenizer, load_config
 
 BATCH = 64  # prompts answered at once
@@ -24,7 +25,7 @@ BATCH = 64  # prompts answered at once
 
 def load(workdir: str | Path, stage: str | None = None, trust: Sequence[str] = ()) -> Assistant:
     """The model that a workdir has trained, at the newest step of its last stage, or of `stage`; where none is
-    trained yet, what its `load` names, if that is the whole model.
+    trained yet, what its `load` names, if that is the whole model and lies in the workdir.
 
     trust: packages, besides mmjax, that parts of the model may come from: a workdir names them, and is only data.
 
@@ -42,6 +43,8 @@ def load(workdir: str | Path, stage: str | None = None, trust: Sequence[str] = (
         with Checkpoints(workdir / chosen.name / "checkpoints", keep=config.keep) as checkpoints:
             params = merge_lora(trained_parameters(checkpoints))
     else:
+        for _, source in config.load:
+            require_inside(source.partition(":")[2], workdir, "load")
         shapes = jax.eval_shape(model.init, jax.random.key(0))
         params = load_parts(config.load, shapes, shard_tree(shapes, one_device()))
     data = read_spec(chosen.data)
