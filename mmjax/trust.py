@@ -83,8 +83,8 @@ def require_inside(path: str, workdir: str | os.PathLike[str], what: str) -> Non
     root = os.path.realpath(workdir)
     if "\0" in path or os.path.commonpath([root, os.path.realpath(os.path.expanduser(path))]) != root:
         raise UserError(
-            f"{what}: {reprlib.repr(path)} lies outside the workdir {os.fspath(workdir)}, which is read by itself: "
-            "copy the file into it."
+            f"{what}: {reprlib.repr(path)} lies outside the workdir {os.fspath(workdir)}, which is read by "
+            "itself: copy the file into it."
         )
 
 

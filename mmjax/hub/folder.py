@@ -13,7 +13,7 @@ import numpy as np
 
 from mmjax.errors import UserError
 from mmjax.files import json_object
-from mmjax.hub.family import Family, find_family
+from mmjax.hub.family import Family, find_family, section_of
 from mmjax.hub.tensors import CheckpointError, SafetensorsFolder, Spec, Tensors
 
 KEPT_FILES = ("*.json", "*.jinja", "tokenizer.model", "*.txt")
@@ -46,16 +46,7 @@ class HubFolder:
         self.path = Path(path)
         self.config = read_json(self.path / "config.json")
         self.family: Family = find_family(self.config, str(self.path / "config.json"))
-        try:
-            self.spec = self.family.spec(self.config)
-        except KeyError as error:
-            raise CheckpointError(f"{self.path / 'config.json'}: has no key {error}.") from error
-        except CheckpointError:
-            raise
-        except (TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
-            # A pure function of that file: what it cannot take is a value that no such model has.
-            kind = self.family.model_type
-            raise CheckpointError(f"{self.path / 'config.json'}: is no {kind}'s; a value in it: {error}.") from error
+        self.spec = section_of(self.family, self.config, str(self.path / "config.json"))
         self.tensors = Renamed(SafetensorsFolder(self.path), self.family.renames)
 
     def keep(self, folder: Path) -> None:
