@@ -101,7 +101,7 @@ def find_family(config: Json, where: str) -> Family:
 
 
 def section_of(found: Family, config: Json, where: str) -> dict[str, Any]:
-    """Our model section, or its part, for a config.json. Raises CheckpointError if that is none of the family's."""
+    """Our model section, or its part, for a config.json. Raises CheckpointError if it is none of the family."""
     try:
         section = found.spec(config)
         for part in [section] if found.part else _parts_of(section):
