@@ -9,6 +9,7 @@ from typing import Any
 from mmjax.errors import UserError
 
 LARGEST = 64 << 20  # bytes
+DEEPEST = 50  # objects and lists in one another: what reads them may recurse
 
 
 def json_object(file: Path) -> dict[str, Any]:
@@ -25,6 +26,12 @@ def json_object(file: Path) -> dict[str, Any]:
         raise UserError(f"{file}: is no JSON: {error}") from error
     if not isinstance(found, dict):
         raise UserError(f"{file}: holds no JSON object.")
+    level: list[Any] = [found]
+    for _ in range(DEEPEST):
+        inner = (one.values() if isinstance(one, dict) else one for one in level)
+        level = [value for values in inner for value in values if isinstance(value, dict | list)]
+    if level:
+        raise UserError(f"{file}: is nested more than {DEEPEST} deep.")
     return found
 
 

@@ -18,7 +18,6 @@ from mmjax.errors import UserError
 
 PREFIX = "corpus:"  # of a string that names a module, as data/corpora has it
 CORPORA = "mmjax.data.corpora"
-DEEPEST = 50  # sections in sections
 
 
 class Place(NamedTuple):
@@ -54,7 +53,7 @@ def check_names(raw: Mapping[str, Any], trust: Sequence[str], where: str) -> Non
         raise UserError(f"trust: {trust!r} is one name; give a tuple of them: ({trust!r},).")
     if odd := [name for name in trust if not all(map(str.isidentifier, str(name).split(".")))]:
         raise UserError(f"trust: {odd[0]!r} is no name of a package.")
-    for keys, value in _walk(raw, where):
+    for keys, value in _walk(raw):
         path = f"{where}: {'.'.join(keys)}"
         if keys[-1:] == ("type",):
             _check_type(keys[:-1], value, trust, path)
@@ -65,7 +64,7 @@ def check_names(raw: Mapping[str, Any], trust: Sequence[str], where: str) -> Non
 def check_paths(raw: Mapping[str, Any], workdir: str | os.PathLike[str]) -> None:
     """Raises UserError if what a model's prompts are made with lies outside its workdir: chat templates, and the
     tokenizer, of which the workdir has a copy in its own folder or the file itself."""
-    for keys, value in _walk(raw, os.fspath(workdir)):
+    for keys, value in _walk(raw):
         if keys[-1:] == ("template",) and isinstance(value, str) and value.startswith("file:"):
             require_inside(value.removeprefix("file:"), workdir, ".".join(keys))
     tokenizer = raw.get("tokenizer")
@@ -88,13 +87,11 @@ def require_inside(path: str, workdir: str | os.PathLike[str], what: str) -> Non
         )
 
 
-def _walk(raw: Any, where: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+def _walk(raw: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
     """(keys, value) of everything in a config; items of lists have the keys of their list."""
     left = [((), raw)]
     while left:
         keys, value = left.pop()
-        if len(keys) > DEEPEST:
-            raise UserError(f"{where}: {'.'.join(keys[:3])}... is nested more than {DEEPEST} deep.")
         yield keys, value
         if isinstance(value, Mapping):
             left += [((*keys, str(key)), one) for key, one in value.items()]
