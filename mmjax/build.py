@@ -7,12 +7,15 @@ no registration. `variant` picks a row of the `VARIANTS` table in the class's mo
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import inspect
+import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mmjax.errors import UserError
+from mmjax.typed import check_types, hints_of
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
@@ -28,9 +31,10 @@ def resolve(name: str, where: str = "type") -> Any:
     Raises:
       UserError: no such module or name; says the nearest right one.
     """
-    module_name, _, attribute = name.rpartition(".")
-    if not module_name:
+    parts = name.split(".") if isinstance(name, str) else ()
+    if len(parts) < 2 or not all(map(str.isidentifier, parts)):
         raise UserError(f"{where}: {name!r} is not a dotted name such as 'projectors.mlp.MLP'.")
+    module_name, attribute = ".".join(parts[:-1]), parts[-1]
     module = None
     for candidate in (f"mmjax.{module_name}", module_name):
         try:
@@ -55,32 +59,43 @@ def build(spec: Mapping[str, Any], where: str, **given: Any) -> Any:
       where: the config path, for messages.
 
     Raises:
-      UserError: an unknown or missing key, with the nearest right one.
+      UserError: an unknown or missing key, with the nearest right one; or a value of another type than declared.
     """
+    return bind(spec, where, **given)()
+
+
+def bind(spec: Mapping[str, Any], where: str, positional: int = 0, **given: Any) -> functools.partial:
+    """The function or class that `spec` describes, with its keyword arguments as for `build`, not called yet.
+    positional: how many arguments the call will bring, the first ones. Raises as `build` does."""
+    if not isinstance(spec, Mapping):
+        raise UserError(f"{where}: {reprlib.repr(spec)} is no section with a 'type'.")
     spec = dict(spec)
     if "type" not in spec:
         raise UserError(f"{where}: no 'type' among its keys {sorted(spec)}.")
-    cls = resolve(spec.pop("type"), f"{where}.type")
-    variant = _variant(cls, spec.pop("variant", None), where)
-    parameters = {
-        name: p for name, p in inspect.signature(cls).parameters.items() if name not in ("parent", "name")
-    }
+    called = resolve(spec.pop("type"), f"{where}.type")
+    try:
+        signature = inspect.signature(called).parameters
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}.type: {called!r} is nothing that a config can build.") from error
+    variant = _variant(called, spec.pop("variant", None), where)
+    parameters = {name: p for name, p in list(signature.items())[positional:] if name not in ("parent", "name")}
     for key in spec:
         if key not in parameters:
-            raise UserError(f"{where}: {cls.__name__} has no key {key!r}" + suggest(key, parameters))
+            raise UserError(f"{where}: {called.__name__} has no key {key!r}" + suggest(key, parameters))
+    check_types(spec, hints_of(called), where)
     given = {key: value for key, value in given.items() if key in parameters}
     arguments = given | dict(variant) | spec
     missing = [n for n, p in parameters.items() if p.default is p.empty and n not in arguments]
     if missing:
-        raise UserError(f"{where}: {cls.__name__} wants {', '.join(missing)}.")
-    return cls(**arguments)
+        raise UserError(f"{where}: {called.__name__} requires {', '.join(missing)}.")
+    return functools.partial(called, **arguments)
 
 
-def _variant(cls: type, variant: str | None, where: str) -> Mapping[str, Any]:
+def _variant(cls: Any, variant: str | None, where: str) -> Mapping[str, Any]:
     if variant is None:
         return {}
     table = getattr(inspect.getmodule(cls), "VARIANTS", {})
-    if variant not in table:
+    if not isinstance(variant, str) or variant not in table:
         message = f"{where}.variant: {cls.__name__} has no variant {variant!r}"
-        raise UserError(message + suggest(variant, table))
+        raise UserError(message + suggest(str(variant), table))
     return table[variant]

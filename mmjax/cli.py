@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+import traceback
 from collections.abc import Callable
 
 from absl import flags, logging
@@ -23,6 +24,12 @@ def _config_flag() -> None:
 def _workdir_flag() -> None:
     flags.DEFINE_string("workdir", None, "Folder of the run: config, checkpoints, metrics, results")
     flags.mark_flag_as_required("workdir")
+
+
+def _trust_flag() -> None:
+    flags.DEFINE_multi_string(
+        "trust", [], "Package that the workdir's parts may come from, besides mmjax; may be given several times"
+    )
 
 
 def _raw_config() -> dict:
@@ -64,11 +71,12 @@ def train() -> None:
 def evaluate() -> None:
     """Runs the config's benchmarks on what a workdir has trained; writes eval.json and report.html there."""
     _workdir_flag()
+    _trust_flag()
 
     def run() -> None:
         from mmjax.evaluation.run import evaluate, table
 
-        results = evaluate(FLAGS.workdir)
+        results = evaluate(FLAGS.workdir, FLAGS.trust)
         print(f"\n{table(results)}\n\nReport: {results['report']}")
 
     _start(run)
@@ -97,6 +105,7 @@ def compare() -> None:
 def generate() -> None:
     """Answers a prompt, perhaps about pictures, with what a workdir has trained."""
     _workdir_flag()
+    _trust_flag()
     flags.DEFINE_string("prompt", None, "The question; <image> may mark where a picture stands")
     flags.mark_flag_as_required("prompt")
     flags.DEFINE_multi_string("image", [], "Path of a picture; may be given several times")
@@ -114,7 +123,7 @@ def generate() -> None:
     def run() -> None:
         from mmjax.inference.load import load
 
-        assistant = load(FLAGS.workdir, FLAGS.stage)
+        assistant = load(FLAGS.workdir, FLAGS.stage, FLAGS.trust)
         names = ("max_new", "temperature", "top_k", "top_p", "beams", "seed")
         given = {name: FLAGS[name].value for name in names if FLAGS[name].value is not None}
         sampling = dataclasses.replace(assistant.sampling, **given, stop=tuple(FLAGS.stop))
@@ -126,13 +135,14 @@ def generate() -> None:
 def chat() -> None:
     """Talks in the terminal with what a workdir has trained; pictures are attached by their path."""
     _workdir_flag()
+    _trust_flag()
     flags.DEFINE_string("stage", None, "Use this stage's model instead of the last one's")
 
     def run() -> None:
         from mmjax.inference.load import load
         from mmjax.inference.terminal import chat_loop
 
-        chat_loop(load(FLAGS.workdir, FLAGS.stage))
+        chat_loop(load(FLAGS.workdir, FLAGS.stage, FLAGS.trust))
 
     _start(run)
 
@@ -142,6 +152,7 @@ def convert() -> None:
     flags.DEFINE_string(
         "family", "", "Family to write, where the workdir did not come from one: llava, llama, ..."
     )
+    _trust_flag()
     flags.DEFINE_bool("adapter", False, "Write the LoRA adapters alone, as a folder for peft")
     flags.DEFINE_string("base", "", "With --adapter: name or path of the checkpoint that they belong on")
 
@@ -149,9 +160,9 @@ def convert() -> None:
         from mmjax.convert import convert, export_adapter
 
         if FLAGS.adapter:
-            export_adapter(source, target, FLAGS.family, FLAGS.base)
+            export_adapter(source, target, FLAGS.family, FLAGS.base, FLAGS.trust)
         else:
-            convert(source, target, FLAGS.family)
+            convert(source, target, FLAGS.family, FLAGS.trust)
 
     _start(run, ("SRC", "DST"))
 
@@ -170,16 +181,17 @@ MORE = "..."  # behind a positional argument: as many of it as one likes
 
 
 def _start(run: Callable[..., None], positional: tuple[str, ...] = ()) -> None:
-    """Parses the flags that a command has defined, then runs it with its positional arguments."""
+    """Parses the flags that a command has defined, then runs it with its positional arguments.
+
+    What a user can mend ends as its message alone; anything else with its traceback.
+    """
     if {"-h", "--help"} & set(sys.argv[1:]):
         more = CONFIG_HELP if "config" in FLAGS else ""
         print(f"{' '.join((sys.argv[0], *positional))}\n{FLAGS.module_help(__name__)}\n{more}")
         return
     logging.use_absl_handler()
     try:
-        if "config" in FLAGS:
-            _check_overrides(sys.argv)
-        given = FLAGS(sys.argv)[1:]
+        given = _parse_config(sys.argv) if "config" in FLAGS else FLAGS(sys.argv)[1:]
         least, more = len(positional) - positional.count(MORE), MORE in positional
         if len(given) < least or (len(given) > least and not more):
             wanted = f"wants {' '.join(positional)}" if positional else "takes options alone, which begin with --"
@@ -188,29 +200,65 @@ def _start(run: Callable[..., None], positional: tuple[str, ...] = ()) -> None:
     except (UserError, flags.Error) as error:
         logging.debug("%s", error, exc_info=True)
         sys.exit(f"mmjax: {error}\n(--verbosity=1 shows where.)")
+    except Exception:
+        traceback.print_exc()
+        sys.exit(FAULT)
+
+
+FAULT = (
+    "mmjax: this is a fault of mmjax, unless the machine ran out of memory or disk. Please report it to the "
+    "project's issue tracker, with the command and the traceback above."
+)
 
 
 CONFIG_HELP = """  --config.KEY=VALUE: Sets a key of the config: --config.sft.steps=100"""
 
 
-def _check_overrides(argv: list[str]) -> None:
-    """Raises UserError for a `--config.KEY` that the config does not have, with the nearest one that it has."""
+def _parse_config(argv: list[str]) -> list[str]:
+    """Parses the flags of a command with --config; returns its positional arguments.
+
+    Raises:
+      UserError: a config file that cannot be read or that fails, whose traceback is printed, as it is the user's
+        code; or a `--config.KEY` that the config does not have, with the nearest one, or that it cannot take.
+    """
     overrides = [argument for argument in argv if argument.startswith("--config.")]
     sys.argv = [argument for argument in argv if argument not in overrides]  # ml_collections reads it there
     try:
         FLAGS(sys.argv)
         config = FLAGS.config
+        usable = hasattr(config, "to_dict")  # where no file was read, ml_collections says so here
+    except flags.Error:
+        raise
+    except OSError as error:
+        reason = str(error).partition(" to load: ")[2] or str(error)  # with white space over many lines
+        raise UserError(f"--config: {' '.join(reason.split())}") from error
+    except Exception as error:
+        traceback.print_exc()
+        raise UserError(f"--config: the config file fails with {type(error).__name__}, shown above.") from error
     finally:
         sys.argv = argv
-        FLAGS.unparse_flags()
+    if not usable:
+        raise UserError(f"--config: get_config() returns a {type(config).__name__}, and not a ConfigDict.")
+    FLAGS.unparse_flags()
     for override in overrides:
-        node = config
-        for key in override.partition("=")[0].removeprefix("--config.").partition("[")[0].split("."):
-            if not isinstance(node, ConfigDict):
-                break
-            if key not in node:
-                raise UserError(f"{override}: the config has no key {key!r} there{suggest(key, node.keys())}")
-            node = node[key]
+        _check_override(override, config)
+    try:
+        return FLAGS(argv)[1:]
+    except flags.Error:
+        raise
+    except Exception as error:  # ml_collections raises almost anything for a value that does not parse
+        raise UserError(f"{' '.join(overrides)}: cannot be set: {error}") from error
+
+
+def _check_override(override: str, config: ConfigDict) -> None:
+    """Raises UserError for a `--config.KEY` that the config does not have."""
+    node = config
+    for key in override.partition("=")[0].removeprefix("--config.").partition("[")[0].split("."):
+        if not isinstance(node, ConfigDict):
+            break
+        if key not in node:
+            raise UserError(f"{override}: the config has no key {key!r} there{suggest(key, node.keys())}")
+        node = node[key]
 
 
 def _usage() -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,6 +17,10 @@ import jax.numpy as jnp
 from mmjax.build import suggest
 from mmjax.errors import UserError
 from mmjax.model import MultimodalLM, make_model
+from mmjax.typed import check_types, hints_of
+
+STAGE = re.compile(r"\w[\w-]*", re.ASCII)  # names of stages: each is a folder in the workdir
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +49,23 @@ class Stage:
     log_every: int
     save_every: int
 
+    def __post_init__(self):
+        for key in ("batch", "steps", "accumulate", "log_every", "save_every"):
+            if getattr(self, key) < 1:
+                raise UserError(f"{self.name}.{key}: {getattr(self, key)} is below 1.")
+        if not 0 <= self.ema < 1:
+            raise UserError(f"{self.name}.ema: {self.ema} is no decay: 0 for none, or below 1.")
+        for pattern, adapter in self.lora:
+            check_keys(("rank", "alpha"), adapter, f"{self.name}.lora {pattern!r}")
+            check_types(adapter, {"rank": int, "alpha": float}, f"{self.name}.lora {pattern!r}")
+            if adapter["rank"] < 1:
+                raise UserError(f"{self.name}.lora {pattern!r}: rank {adapter['rank']} is below 1.")
+        if self.valid is not None:
+            check_keys(("every", "data"), self.valid, f"{self.name}.valid")
+            check_types(self.valid, {"every": int, "data": Mapping[str, Any]}, f"{self.name}.valid")
+            if self.valid["every"] < 1:
+                raise UserError(f"{self.name}.valid.every: {self.valid['every']} is below 1.")
+
 
 @dataclasses.dataclass(frozen=True)
 class Precision:
@@ -52,6 +74,11 @@ class Precision:
     param_dtype: str
     compute_dtype: str
     frozen_dtype: str
+
+    def __post_init__(self):
+        for key, name in vars(self).items():
+            if name not in DTYPES:
+                raise UserError(f"precision.{key}: no {name!r}" + suggest(name, DTYPES))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +93,7 @@ class Config:
     model: Mapping[str, Any]
     tokenizer: Mapping[str, Any]
     stages: tuple[Stage, ...]
-    evaluation: Mapping[str, Any] | None
+    evaluation: Mapping[str, Mapping[str, Any]] | None
     mesh: Mapping[str, int]
     precision: Precision
     remat: bool
@@ -76,6 +103,11 @@ class Config:
     max_skipped: int
     keep: int
     wandb: Mapping[str, Any] | None
+
+    def __post_init__(self):
+        for key, least in dict(keep=1, max_skipped=0).items():
+            if getattr(self, key) < least:
+                raise UserError(f"{key}: {getattr(self, key)} is below {least}.")
 
     def stage(self, name: str) -> Stage:
         """The stage of that name.
@@ -96,23 +128,30 @@ def read_config(raw: Mapping[str, Any]) -> Config:
       UserError: an unknown or missing key, with the nearest right one.
     """
     raw = dict(json.loads(json.dumps(dict(raw))))  # as it will be read back from a workdir
-    names = raw.get("stages", [])
+    check_types(raw, {"stages": list[str], "precision": Mapping[str, Any]}, "config")
     stages = []
-    for name in names:
-        if name not in raw:
+    for name in raw.get("stages", []):
+        if not STAGE.fullmatch(name):
+            raise UserError(f"stages: {name!r} cannot be a folder's name; letters, digits, '_' and '-' can.")
+        if not isinstance(raw.get(name), Mapping):
             raise UserError(f"config: the stage {name!r} has no section c.{name}.")
         stages.append(_section(Stage, {"name": name, **raw.pop(name)}, name))
     raw["precision"] = _section(Precision, raw.get("precision", {}), "precision")
     return _section(Config, raw | {"stages": tuple(stages)}, "config")
 
 
-def _section(cls: type, values: Mapping[str, Any], where: str) -> Any:
-    known = [field.name for field in dataclasses.fields(cls)]
+def check_keys(known: Collection[str], values: Mapping[str, Any], where: str) -> None:
+    """Raises UserError for a key of a section that is not known, with the nearest one, or that is missing."""
     for key in values:
         if key not in known:
             raise UserError(f"{where}: no key {key!r}" + suggest(key, known))
     if missing := [key for key in known if key not in values]:
-        raise UserError(f"{where}: wants {', '.join(missing)}.")
+        raise UserError(f"{where}: requires {', '.join(missing)}.")
+
+
+def _section(cls: type, values: Mapping[str, Any], where: str) -> Any:
+    check_keys([field.name for field in dataclasses.fields(cls)], values, where)
+    check_types(values, hints_of(cls), where)
     return cls(**values)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,13 @@ from mmjax.training.trained import TrainedTensors, last_trained
 from mmjax.workdir import load_config, save_config
 
 
-def convert(source: str | Path, target: str | Path, model_type: str = "") -> None:
+def convert(source: str | Path, target: str | Path, model_type: str = "", trust: Sequence[str] = ()) -> None:
     """Converts whichever way `source` asks for: a workdir to a Hugging Face folder, such a folder to a workdir.
 
     Args:
       source: a workdir, a Hugging Face folder, a GGUF file, or the name of a packaged model (hub/packaged.py).
       model_type: the family to write, where the workdir did not come from one.
+      trust: packages, besides mmjax, that a workdir's parts may come from.
 
     Raises:
       CheckpointError: what `source` holds cannot be converted, and why; or `target` cannot be written to. Then
@@ -46,7 +47,7 @@ def convert(source: str | Path, target: str | Path, model_type: str = "") -> Non
     with new_folder(target) as target:
         config = source / "config.json"
         if config.exists() and "stages" in read_json(config):
-            export_workdir(source, target, model_type)
+            export_workdir(source, target, model_type, trust)
         else:
             import_folder(source, target)
 
@@ -81,10 +82,10 @@ def import_folder(source: Path, target: Path) -> None:
     save_config(raw, target)
 
 
-def export_workdir(source: Path, target: Path, model_type: str = "") -> None:
+def export_workdir(source: Path, target: Path, model_type: str = "", trust: Sequence[str] = ()) -> None:
     """What a workdir has trained, or was made from, to a folder that `transformers` loads; config.json is written
     behind what it speaks of."""
-    config = load_config(source)
+    config = load_config(source, trust)
     origin = _origin(source, config)
     chosen = _family(origin, model_type)
     spec = _part(config.model, chosen)
@@ -98,7 +99,9 @@ def export_workdir(source: Path, target: Path, model_type: str = "") -> None:
     logging.info("%s: %s, %d tensors.", target, chosen.architecture, len(specs))
 
 
-def export_adapter(source: str | Path, target: str | Path, model_type: str = "", base: str = "") -> None:
+def export_adapter(
+    source: str | Path, target: str | Path, model_type: str = "", base: str = "", trust: Sequence[str] = ()
+) -> None:
     """The LoRA adapters that a workdir has trained to a folder that `peft` puts onto the checkpoint below them.
 
     Args:
@@ -108,7 +111,7 @@ def export_adapter(source: str | Path, target: str | Path, model_type: str = "",
       CheckpointError: there are none, or not such as `peft` could put there.
     """
     source = Path(source).expanduser()
-    config = load_config(source)
+    config = load_config(source, trust)
     chosen = _family(_origin(source, config), model_type)
     parameters = newest_parameters(config, source, merged=False)
     params = tree.unflatten({name: parameters.read(name) for name in parameters.specs})

@@ -18,6 +18,7 @@ from mmjax.backbones.decoder import Decoder, empty_cache
 from mmjax.build import build, suggest
 from mmjax.errors import UserError
 from mmjax.nn.masks import attention_mask, cross_mask, steps
+from mmjax.typed import check_types
 from mmjax.types import Batch, Cache, Media, Output
 
 
@@ -199,7 +200,10 @@ def make_model(spec: Mapping[str, Any], **given: Any) -> MultimodalLM:
     for key in spec:
         if key not in known:
             raise UserError(f"model: no key {key!r}" + suggest(key, known))
-    backbone = build(spec["backbone"], "model.backbone", **given)
+    if missing := [key for key in known if key not in spec]:
+        raise UserError(f"model: requires {', '.join(missing)}.")
+    check_types(spec, dict.fromkeys(known[:2], Mapping[str, Any]), "model")
+    backbone = _part(spec["backbone"], "model.backbone", "logits", **given)
     if spec["fusion"] not in FUSIONS:
         raise UserError(f"model.fusion: {spec['fusion']!r} is none of {', '.join(FUSIONS)}.")
     if (spec["fusion"] == "xattn") != (backbone.xattn is not None):
@@ -208,8 +212,17 @@ def make_model(spec: Mapping[str, Any], **given: Any) -> MultimodalLM:
         raise UserError(
             f"model: encoders {sorted(spec['encoders'])} and projectors {sorted(spec['projectors'])} differ."
         )
-    encoders = {n: build(s, f"model.encoders.{n}", **given) for n, s in spec["encoders"].items()}
+    encoders = {n: _part(s, f"model.encoders.{n}", "medium_shape", **given) for n, s in spec["encoders"].items()}
     projectors = {
-        n: build(s, f"model.projectors.{n}", width=backbone.width, **given) for n, s in spec["projectors"].items()
+        n: _part(s, f"model.projectors.{n}", "apply", width=backbone.width, **given)
+        for n, s in spec["projectors"].items()
     }
     return MultimodalLM(encoders, projectors, backbone, spec["fusion"])
+
+
+def _part(spec: Any, where: str, method: str, **given: Any) -> Any:
+    """A part of the model, which has the method that only such a part has."""
+    made = build(spec, where, **given)
+    if not hasattr(made, method):
+        raise UserError(f"{where}.type: {spec['type']} is no such part: it has no {method!r}.")
+    return made

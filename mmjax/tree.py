@@ -54,7 +54,7 @@ def match(rules: Rules, paths: Iterable[str], what: str) -> dict[str, Any]:
     Raises:
       UserError: a path no rule covers; `what` names the rule list.
     """
-    compiled = [(re.compile(pattern), value) for pattern, value in rules]
+    compiled = [(compiled_pattern(pattern, what), value) for pattern, value in rules]
     found, uncovered = {}, []
     for path in paths:
         for pattern, value in compiled:
@@ -72,6 +72,14 @@ def match(rules: Rules, paths: Iterable[str], what: str) -> dict[str, Any]:
     return found
 
 
+def compiled_pattern(pattern: str, what: str) -> re.Pattern[str]:
+    """A regular expression of a rule list. Raises UserError if it is none."""
+    try:
+        return re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise UserError(f"{what}: {pattern!r} is no regular expression: {error}.") from error
+
+
 def select(patterns: Sequence[str], tree: Tree, what: str) -> dict[str, bool]:
     """{path: whether any of the patterns is found in it}.
 
@@ -80,7 +88,8 @@ def select(patterns: Sequence[str], tree: Tree, what: str) -> dict[str, bool]:
     """
     paths = list(flatten(tree))
     for pattern in patterns:
-        if not any(re.search(pattern, path) for path in paths):
+        found = compiled_pattern(pattern, what)
+        if not any(found.search(path) for path in paths):
             near = difflib.get_close_matches(pattern, paths, n=3, cutoff=0.0)
             raise UserError(f"{what}: {pattern!r} is found in no parameter path; some paths are {near}.")
     return match([*((p, True) for p in patterns), (".*", False)], paths, what)

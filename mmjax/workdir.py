@@ -13,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,9 @@ from mmjax.config import Config, read_config
 from mmjax.data.templates import open_template
 from mmjax.data.tokenizer import Tokenizer
 from mmjax.errors import MissingFile, UserError
+from mmjax.files import json_object, make_folder
 from mmjax.hub.aside import KEPT
+from mmjax.trust import check_names, check_paths
 
 CONFIG = "config.json"
 INSIDE = "$WORKDIR"  # the workdir's own path, perhaps after the kind of a source: mmjax:$WORKDIR
@@ -78,7 +80,7 @@ def save_config(raw: Mapping[str, Any], workdir: Path) -> None:
     file, text = workdir / CONFIG, json.dumps(to_portable(raw, workdir), indent=1)
     if file.exists() and file.read_text() == text:
         return
-    workdir.mkdir(parents=True, exist_ok=True)
+    make_folder(workdir)
     temporary = file.with_suffix(".tmp")
     temporary.write_text(text)
     temporary.replace(file)
@@ -93,22 +95,21 @@ def read_raw(workdir: str | os.PathLike[str]) -> dict[str, Any]:
     file = Path(workdir) / CONFIG
     if not file.is_file():
         raise MissingFile(f"{file}: no run there; `mmjax train --config ... --workdir {workdir}` makes one.")
-    try:
-        raw = json.loads(file.read_text("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: is damaged, no JSON: {error}") from error
-    if not isinstance(raw, dict):
-        raise UserError(f"{file}: is damaged, no JSON object.")
-    return from_portable(raw, Path(workdir))
+    return from_portable(json_object(file), Path(workdir))
 
 
-def load_config(workdir: Path) -> Config:
-    """The config of a workdir.
+def load_config(workdir: Path, trust: Sequence[str] = ()) -> Config:
+    """The config of a workdir, whose parts are of mmjax alone, or of the packages `trust` (trust.py).
 
     Raises:
-      MissingFile: no run there. UserError: its config.json is damaged.
+      MissingFile: no run there.
+      UserError: the config is damaged, has wrong keys, or names a part that is not to be trusted, or a
+        tokenizer or template that is not in the workdir.
     """
-    return read_config(read_raw(workdir))
+    raw = read_raw(workdir)
+    check_names(raw, trust, str(Path(workdir) / CONFIG))
+    check_paths(raw, workdir)
+    return read_config(raw)
 
 
 def tokenizer_path(spec: Mapping[str, Any]) -> Path:

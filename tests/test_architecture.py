@@ -13,11 +13,11 @@ CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 # A room may import from rooms of earlier lines, and from itself.
 TIERS = (
     "errors",
-    "types tree sharding",
+    "types tree sharding typed files",
     "build nn data",
     "encoders projectors backbones generators",
     "model hub",
-    "config workdir objectives",
+    "trust config workdir objectives",
     "training",
     "inference",
     "evaluation plan",
@@ -29,7 +29,7 @@ NEIGHBOURS = {
     "nn": {"build"},
     "data": {"build"},
     "hub": {"model"},
-    "workdir": {"config"},
+    "workdir": {"config", "trust"},
     "cli": {"prepare", "convert"},
     "__main__": {"cli"},
 }

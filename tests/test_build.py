@@ -31,7 +31,7 @@ def test_a_spec_overrides_its_variant_and_a_variant_what_is_given():
         (dict(epps=1), "model.norm: Norm has no key 'epps'; did you mean 'eps'?"),
         (dict(wwwwww=1), "model.norm: Norm has no key 'wwwwww'; known: eps, kind, param_dtype."),
         (dict(parent=None), "model.norm: Norm has no key 'parent'"),
-        (dict(eps=None), "model.norm: Norm wants eps."),
+        (dict(eps=None), "model.norm: Norm requires eps."),
         (dict(type=None), "model.norm: no 'type' among its keys ['eps', 'kind', 'param_dtype']."),
         (dict(type="Norm"), "model.norm.type: 'Norm' is not a dotted name such as 'projectors.mlp.MLP'."),
         (dict(type="nn.norm.Nrm"), "model.norm.type: no 'Nrm' in mmjax.nn.norm; did you mean 'Norm'?"),

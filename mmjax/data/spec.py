@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, get_type_hints
+from typing import Any
 
 from mmjax.build import build, suggest
 from mmjax.data.image import ImageOptions
 from mmjax.data.templates import open_template
 from mmjax.data.views import Views
 from mmjax.errors import UserError
+from mmjax.typed import check_types, hints_of
 
 AUGMENT = ("", "dihedral")
 TOO_LONG = ("truncate", "refuse")
@@ -69,7 +70,10 @@ class MediaSpec:
 
     def make_views(self) -> Views:
         """What `views` describes."""
-        return build(self.views or {"type": "data.views.Whole"}, "views", options=self.options)
+        made = build(self.views or {"type": "data.views.Whole"}, "views", options=self.options)
+        if missing := [name for name in ("sized", "axes", "layout", "cut", "empty") if not hasattr(made, name)]:
+            raise UserError(f"views.type: {self.views['type']} prepares no pictures: it has no {missing[0]!r}.")
+        return made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +114,9 @@ def read_spec(spec: Mapping[str, Any]) -> DataSpec:
     Raises:
       UserError: an unknown or missing key, or a value that cannot be; names its path and the nearest right key.
     """
+    check_types({"data": spec}, {"data": Mapping[str, Any]}, "config")
     spec = dict(spec)
+    check_types(spec, {"media": Mapping[str, Any], "sources": Mapping[str, Mapping[str, Any] | None]}, "data")
     if "media" in spec:
         spec["media"] = _read(MediaSpec, spec["media"], "data.media")
     if "sources" in spec:
@@ -129,13 +135,7 @@ def _read(cls: type, values: Mapping[str, Any], where: str) -> Any:
     missing = [name for name, f in fields.items() if f.default is dataclasses.MISSING and name not in values]
     if missing:
         raise UserError(f"{where}: wants {', '.join(missing)}.")
-    types = get_type_hints(cls)
-    for key, value in values.items():
-        kind = (int, float) if types[key] is float else types[key]
-        if kind in (str, int, bool, (int, float)) and (
-            not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)
-        ):
-            raise UserError(f"{where}.{key}: must be {types[key].__name__}, not {value!r}.")
+    check_types(values, hints_of(cls), where)
     try:
         return cls(**values)
     except UserError as error:

@@ -14,6 +14,7 @@ from mmjax.evaluation.curves import loss_curves
 from mmjax.evaluation.markup import number
 from mmjax.evaluation.runs import System, plain_paths, read_systems
 from mmjax.evaluation.sheet import contact_sheet
+from mmjax.files import make_folder
 
 BEGIN, END = "<!-- mmjax compare -->", "<!-- end -->"
 SHARES = {"accuracy", "exact", "f1", "shuffled", "chance", "question_only", "precision", "recall"}
@@ -57,7 +58,7 @@ def compare_into(file: str | os.PathLike[str], workdirs: Sequence[str | os.PathL
     for name, (title, drawing) in drawings.items():
         if drawing is None:
             continue
-        folder.mkdir(exist_ok=True)
+        make_folder(folder)
         _write(folder / name, drawing)
         written.append(folder / name)
         parts.append(f"![{title}]({quote(folder.name)}/{name})")
@@ -67,8 +68,11 @@ def compare_into(file: str | os.PathLike[str], workdirs: Sequence[str | os.PathL
 
 def _around_marks(file: Path) -> tuple[str, str]:
     """The text up to the end of BEGIN's line, and from END's line on."""
-    with file.open(encoding="utf-8", newline="") as opened:  # whatever its line ends are, they stay
-        lines = opened.read().splitlines(keepends=True)
+    try:
+        with file.open(encoding="utf-8", newline="") as opened:  # whatever its line ends are, they stay
+            lines = opened.read().splitlines(keepends=True)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--into: {file} cannot be read: {error}") from error
     begins, ends = ([i for i, line in enumerate(lines) if line.strip() == mark] for mark in (BEGIN, END))
     if len(begins) != 1:
         raise UserError(f"{file}: wants one line {BEGIN}, has {len(begins)}.")

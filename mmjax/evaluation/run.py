@@ -6,36 +6,40 @@ import base64
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from mmjax import tree
-from mmjax.build import resolve
+from mmjax.build import bind
 from mmjax.config import Config, build_model
 from mmjax.errors import UserError
 from mmjax.evaluation.report import write_report
 from mmjax.inference.chat import Assistant
 from mmjax.inference.load import load
 from mmjax.training.stages import parameter_shapes
-from mmjax.workdir import keep_tokenizer, load_config
+from mmjax.workdir import keep_tokenizer, load_config, read_raw
 
 
-def evaluate(workdir: str | Path) -> dict[str, Any]:
+def evaluate(workdir: str | Path, trust: Sequence[str] = ()) -> dict[str, Any]:
     """Runs every benchmark of the config's `evaluation` section: name -> dict(type=function, stage=, **options).
 
     A benchmark is a function of (assistant, data_dir=, **options) that returns a dict of figures, perhaps with
     `examples` for the report. Writes `eval.json` (the figures), `examples.json` and `report.html`.
 
+    Args:
+      trust: packages, besides mmjax, that benchmarks and parts of the model may come from.
+
     Raises:
-      UserError: the config has no benchmarks.
+      UserError: the config has no benchmarks, or one with a wrong or missing option.
     """
     workdir, begun = Path(workdir), time.perf_counter()
-    config = load_config(workdir)
+    config = load_config(workdir, trust)
     if not config.evaluation:
         raise UserError(f"{workdir}: its config has no `evaluation` section, nothing to run.")
+    benchmarks = {name: _benchmark(name, spec, config) for name, spec in config.evaluation.items()}
     results: dict[str, Any] = {}
     assistants: dict[str | None, Assistant] = {}
     bar = tqdm(config.evaluation.items(), desc="evaluate", unit=" benchmarks")
@@ -44,18 +48,20 @@ def evaluate(workdir: str | Path) -> dict[str, Any]:
         stage = spec.get("stage")
         if stage not in assistants:
             assistants.clear()  # one model at a time; its compiled programs serve all its benchmarks
-            assistants[stage] = load(workdir, stage)
-        options = {key: value for key, value in spec.items() if key not in ("type", "stage")}
-        benchmark = resolve(spec["type"], f"evaluation.{name}.type")
-        results[name] = benchmark(assistants[stage], data_dir=config.data_dir, **options)
+            assistants[stage] = load(workdir, stage, trust)
+        results[name] = benchmarks[name](assistants[stage])
     results["parameters"] = _parameters(config, keep_tokenizer(config.tokenizer, workdir).vocab_size)
     results["seconds"] = {"train": training_seconds(workdir), "evaluate": time.perf_counter() - begun}
     figures = {name: {k: v for k, v in r.items() if k != "examples"} for name, r in results.items()}
     (workdir / "examples.json").write_text(json.dumps(_portable(results), default=str) + "\n")
     (workdir / "eval.json").write_text(json.dumps(figures, indent=1) + "\n")
-    raw = json.loads((workdir / "config.json").read_text())
-    results["report"] = str(write_report(workdir, workdir.name, raw, results))
+    results["report"] = str(write_report(workdir, workdir.name, read_raw(workdir), results))
     return results
+
+
+def _benchmark(name: str, spec: Mapping[str, Any], config: Config) -> Callable[[Assistant], dict[str, Any]]:
+    options = {key: value for key, value in spec.items() if key != "stage"}
+    return bind(options, f"evaluation.{name}", positional=1, data_dir=config.data_dir)
 
 
 def _portable(results: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:

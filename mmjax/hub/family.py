@@ -6,13 +6,16 @@ import dataclasses
 import importlib
 import inspect
 import re
+import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from mmjax.build import resolve
+from mmjax.errors import UserError
 from mmjax.hub.image_processor import ImageProcessor
 from mmjax.hub.table import Row
 from mmjax.hub.tensors import CheckpointError
+from mmjax.typed import check_types, hints_of
 
 Json = Mapping[str, Any]
 
@@ -119,9 +122,33 @@ def find_family(config: Json, where: str) -> Family:
     """The family of a config.json. Raises CheckpointError if there is none here."""
     name = config.get("model_type")
     if not isinstance(name, str) or name not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        raise CheckpointError(f"{where}: model_type {name!r} is no family known here; known: {known}.")
+        raise CheckpointError(
+            f"{where}: model_type {reprlib.repr(name)} is no family known here; known: {', '.join(FAMILIES)}."
+        )
     return family(name)
+
+
+def section_of(found: Family, config: Json, where: str) -> dict[str, Any]:
+    """Our model section, or its part, for a config.json. Raises CheckpointError if it is none of the family."""
+    try:
+        section = found.spec(config)
+        for part in [section] if found.part else _parts_of(section):
+            given = {key: value for key, value in part.items() if key not in ("type", "variant")}
+            check_types(given, hints_of(resolve(part["type"])), where)
+        return section
+    except CheckpointError:
+        raise
+    except UserError as error:
+        raise CheckpointError(str(error)) from error
+    except KeyError as error:
+        raise CheckpointError(f"{where}: has no key {error}.") from error
+    except (TypeError, ValueError, AttributeError, IndexError, ArithmeticError) as error:
+        # `spec` depends on that file alone: it holds a value that no such model has.
+        raise CheckpointError(f"{where}: a value in it is none of {found.model_type}'s: {error}.") from error
+
+
+def _parts_of(model: Json) -> list[Json]:
+    return [*model["encoders"].values(), *model["projectors"].values(), model["backbone"]]
 
 
 def family(model_type: str) -> Family:

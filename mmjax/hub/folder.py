@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -12,7 +11,9 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from mmjax.hub.family import Family, complete, find_family
+from mmjax.errors import UserError
+from mmjax.files import json_object
+from mmjax.hub.family import Family, complete, find_family, section_of
 from mmjax.hub.tensors import CheckpointError, SafetensorsFolder, Spec, Tensors
 
 ADAPTER = "adapter_config.json"
@@ -69,10 +70,7 @@ class HubFolder:
             raise CheckpointError(f"{self.path}: has no config.json, and so is no model of transformers{hint}.")
         self.config = read_json(self.path / "config.json")
         self.family: Family = find_family(self.config, str(self.path / "config.json"))
-        try:
-            self.spec = self.family.spec(self.config)
-        except KeyError as error:
-            raise CheckpointError(f"{self.path / 'config.json'}: has no key {error}.") from error
+        self.spec = section_of(self.family, self.config, str(self.path / "config.json"))
         tensors = SafetensorsFolder(self.path, self.config.get("transformers_weights"))
         self.tensors = Renamed(tensors, self.family.canonical)
         self._settle_head()
@@ -131,11 +129,6 @@ class HubFolder:
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object. Raises CheckpointError, naming the file, if there is none."""
     try:
-        found = json.loads(file.read_text())
-    except OSError as error:
-        raise CheckpointError(f"{file}: cannot be read: {error.strerror or error}.") from error
-    except ValueError as error:
-        raise CheckpointError(f"{file}: is no JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{file}: holds no JSON object.")
-    return found
+        return json_object(file)
+    except UserError as error:
+        raise CheckpointError(str(error)) from error

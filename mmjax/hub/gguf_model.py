@@ -13,10 +13,11 @@ import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
 
 from mmjax.build import suggest
-from mmjax.hub.family import Family, find_family, renamed
+from mmjax.hub.family import Family, find_family, renamed, section_of
 from mmjax.hub.folder import Renamed
 from mmjax.hub.gguf import GGUFFile
-from mmjax.hub.tensors import CheckpointError
+from mmjax.hub.tensors import CheckpointError, Spec
+from mmjax.typed import fits
 
 
 class Architecture(NamedTuple):
@@ -45,6 +46,7 @@ _KEYS = {  # below the architecture's name -> config.json
     "attention.layer_norm_rms_epsilon": "rms_norm_eps",
     "rope.freq_base": "rope_theta",
 }
+_REAL = ("attention.layer_norm_rms_epsilon", "rope.freq_base")  # the others are counts
 _WANTED = ("embedding_length", "block_count", "feed_forward_length", "attention.head_count")
 _NAMES = (  # ours of `transformers`; `blk.N.` is `model.layers.N.`
     (r"^token_embd\.", "model.embed_tokens."),
@@ -90,7 +92,7 @@ class GGUFModel:
         self._file = GGUFFile(path)
         self.config = config_of(self._file)
         self.family: Family = find_family(self.config, str(self.path))
-        self.spec = self.family.spec(self.config)
+        self.spec = section_of(self.family, self.config, str(self.path))
         self.tensors = _Tensors(self._file, self.config)
 
     def keep(self, folder: Path) -> None:
@@ -116,6 +118,8 @@ class _Tensors(Renamed):
         if heads is None:
             return super().read(name, index)
         found = super().read(name)
+        if not found.size or found.shape[0] % (2 * heads):
+            raise CheckpointError(f"{name}: {found.shape} are no rows for {heads} heads.")
         # [heads, D / 2, 2] to [heads, 2, D / 2]: neighbours to halves.
         pairs = found.reshape(heads, -1, 2, *found.shape[1:])
         found = pairs.swapaxes(1, 2).reshape(found.shape)
@@ -137,13 +141,15 @@ def config_of(file: GGUFFile) -> dict[str, Any]:
     for key in _KEYS:
         if key in given and (isinstance(given[key], bool) or not isinstance(given[key], int | float)):
             raise CheckpointError(f"{file.path}: {prefix}{key} is {given[key]!r}, not one number for all layers.")
+        if key in given and not (given[key] > 0 and (isinstance(given[key], int) or key in _REAL)):
+            raise CheckpointError(f"{file.path}: {prefix}{key} is {given[key]!r}.")
     config = {theirs: given[ours] for ours, theirs in _KEYS.items() if ours in given}
     config["rms_norm_eps"] = float(np.format_float_positional(np.float32(config.get("rms_norm_eps", 1e-5))))
     config.setdefault("num_key_value_heads", config["num_attention_heads"])
     config.setdefault("head_dim", config["hidden_size"] // config["num_attention_heads"])
     _check_rest(file, prefix, given, config["head_dim"])
-    if "token_embd.weight" not in file.specs:
-        raise CheckpointError(f"{file.path}: has no tensor 'token_embd.weight'.")
+    if len(file.specs.get("token_embd.weight", Spec((), np.dtype(np.float32))).shape) != 2:
+        raise CheckpointError(f"{file.path}: has no matrix 'token_embd.weight'.")
     config["vocab_size"] = file.specs["token_embd.weight"].shape[0]
     roles = {role: file.metadata.get(f"tokenizer.ggml.{theirs}_token_id") for role, theirs in _ROLES.items()}
     return config | {
@@ -178,8 +184,10 @@ def tokenizer_of(metadata: Mapping[str, Any], where: str) -> tuple[tokenizers.To
     kind, tokens = given.get("model"), given.get("tokens")
     if kind not in _KINDS:
         raise CheckpointError(f"{where}: a tokenizer {kind!r} is not known here; known: {', '.join(_KINDS)}.")
-    kinds = given.get("token_type") or [1] * len(tokens or ())
-    if not isinstance(tokens, list) or len(set(tokens)) != len(tokens) or len(kinds) != len(tokens):
+    if not isinstance(tokens, list) or not all(isinstance(token, str) for token in tokens):
+        raise CheckpointError(f"{where}: tokenizer.ggml.tokens is no list of texts.")
+    kinds = given.get("token_type") or [1] * len(tokens)
+    if not isinstance(kinds, list) or len(set(tokens)) != len(tokens) or len(kinds) != len(tokens):
         raise CheckpointError(f"{where}: tokenizer.ggml.tokens and .token_type are no vocabulary.")
     try:
         made = _KINDS[kind](given, where)
@@ -196,7 +204,7 @@ def tokenizer_of(metadata: Mapping[str, Any], where: str) -> tuple[tokenizers.To
     settings: dict[str, Any] = {}
     for role, theirs in _ROLES.items():
         number = given.get(f"{theirs}_token_id")
-        if number is not None and not 0 <= number < len(tokens):
+        if number is not None and not (fits(number, int) and 0 <= number < len(tokens)):
             raise CheckpointError(f"{where}: tokenizer.ggml.{theirs}_token_id is {number} of {len(tokens)}.")
         settings[f"{role}_token"] = None if number is None else tokens[number]
     bos = settings["bos_token"]

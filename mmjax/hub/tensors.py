@@ -21,6 +21,7 @@ from absl import logging
 from safetensors import SafetensorError, safe_open
 
 from mmjax.errors import UserError
+from mmjax.files import make_folder
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -207,7 +208,7 @@ class SafetensorsWriter:
         self._left = {name: _bytes(spec) for name, spec in self.specs.items()}
 
     def __enter__(self) -> SafetensorsWriter:
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         for number, names in enumerate(self._shards, 1):
             partial = self.folder / (self._name(number) + ".partial")
             header, size = _header({name: self.specs[name] for name in names}, self._metadata)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -16,21 +17,25 @@ from mmjax.nn.linear import merge_lora
 from mmjax.sharding import one_device, shard_tree
 from mmjax.training.checkpoint import Checkpoints
 from mmjax.training.trained import last_trained, trained_parameters
+from mmjax.trust import require_inside
 from mmjax.workdir import keep_tokenizer, load_config
 
 BATCH = 64  # prompts answered at once
 
 
-def load(workdir: str | Path, stage: str | None = None) -> Assistant:
+def load(workdir: str | Path, stage: str | None = None, trust: Sequence[str] = ()) -> Assistant:
     """The model that a workdir has trained, at the newest step of its last stage, or of `stage`; where none is
-    trained yet, what its `load` names, if that is the whole model.
+    trained yet, what its `load` names, if that is the whole model and lies in the workdir.
+
+    trust: packages, besides mmjax, that parts of the model may come from: a workdir names them, and is only data.
 
     Raises:
+      UserError: the config is damaged, or names a part that is not of mmjax nor of these packages.
       MissingFile: no run there, or no checkpoint yet.
       CheckpointError: what `load` names cannot be loaded.
     """
     workdir = Path(workdir)
-    config = load_config(workdir)
+    config = load_config(workdir, trust)
     trained = config.stage(stage) if stage else last_trained(config, workdir)
     chosen = trained or _converted(config, workdir)
     tokenizer = keep_tokenizer(config.tokenizer, workdir)
@@ -39,6 +44,8 @@ def load(workdir: str | Path, stage: str | None = None) -> Assistant:
         with Checkpoints(workdir / trained.name / "checkpoints", keep=config.keep) as checkpoints:
             params = merge_lora(trained_parameters(checkpoints, frozen_dtype=config.precision.frozen_dtype))
     else:
+        for _, source in config.load:
+            require_inside(source.partition(":")[2], workdir, "load")
         shapes = jax.eval_shape(model.init, jax.random.key(0))
         params = load_parts(config.load, shapes, shard_tree(shapes, one_device()))
     data = read_spec(chosen.data)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,10 +10,12 @@ import jax.numpy as jnp
 import optax
 
 from mmjax import tree
-from mmjax.build import resolve
+from mmjax.build import bind
+from mmjax.errors import UserError
 from mmjax.model import MultimodalLM
 from mmjax.objectives.forward import Forward
 from mmjax.training.state import TrainState
+from mmjax.typed import fits
 from mmjax.types import Batch
 
 Sums = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, weight)
@@ -24,13 +25,15 @@ def find_losses(spec: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[Callab
     """{'next_token': dict(type='objectives.language.next_token', weight=1.0, **options)} -> functions and weights.
 
     Raises:
-      UserError: no such objective.
+      UserError: no such objective; a wrong or missing option, or no weight.
     """
     found = {}
     for name, loss in spec.items():
-        options = {key: value for key, value in loss.items() if key not in ("type", "weight")}
-        objective = resolve(loss["type"], f"losses.{name}.type")
-        found[name] = (functools.partial(objective, **options), loss["weight"])
+        where = f"losses.{name}"
+        if not fits(loss.get("weight"), float):
+            raise UserError(f"{where}.weight: {loss.get('weight')!r} is no number.")
+        options = {key: value for key, value in loss.items() if key != "weight"}
+        found[name] = (bind(options, where, positional=2), loss["weight"])  # of (forward, batch)
     return found
 
 
