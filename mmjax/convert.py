@@ -26,6 +26,7 @@ from mmjax.hub.places import find_source, new_folder
 from mmjax.hub.recipe import CONFIG, model_section, workdir_config
 from mmjax.hub.table import Move, check, moves, ours_dtypes, rows_under, theirs_specs, to_ours, to_theirs
 from mmjax.hub.tensors import CheckpointError, SafetensorsFolder, SafetensorsWriter, Spec, Tensors, common_dtype
+from mmjax.hub.tokenizer import CONVERTED
 from mmjax.training.checkpoint import Checkpoints
 from mmjax.training.trained import TrainedTensors, last_trained
 from mmjax.workdir import load_config, save_config
@@ -92,7 +93,7 @@ def export_workdir(source: Path, target: Path, model_type: str = "", trust: Sequ
     parameters = newest_parameters(config, source)
     target.mkdir(parents=True, exist_ok=True)
     for file in (origin / KEPT).iterdir() if (origin / KEPT).exists() else ():
-        if file.is_file() and file.name != "config.json":
+        if file.is_file() and file.name not in ("config.json", CONVERTED):
             shutil.copyfile(file, target / file.name)
     specs = write_folder(chosen, spec, parameters, find_origin(config.load, origin, chosen), target)
     (target / "README.md").write_text(model_card(config.model, chosen, source.name, specs))

@@ -15,7 +15,9 @@ from itertools import accumulate, dropwhile
 
 import numpy as np
 
+from mmjax.data.encoded import ARRAYS, Encoded
 from mmjax.data.jinja import JinjaTemplate
+from mmjax.data.marks import MARK, count_marks, split_marks, without_marks
 from mmjax.data.patches import mrope_positions
 from mmjax.data.quarantine import BadRecord
 from mmjax.data.templates import Template, open_template
@@ -24,44 +26,8 @@ from mmjax.data.views import Layout, Token
 from mmjax.errors import UserError
 from mmjax.types import Sample, Turn
 
-MARK = "<image>"
 _PICTURE = object()  # stands in a list of pieces where a picture is
-ARRAYS = ("tokens", "loss_weight", "causal", "slot", "visible", "positions")
-
-
-@dataclasses.dataclass(frozen=True)
-class Encoded:
-    """One example of T tokens, or several that share their pictures.
-
-    tokens, causal, slot, visible: int32 [T]; loss_weight: float32 [T]; positions: int32 [T], or [T, 3] if there is
-        a picture with a grid; all as in types.Batch and types.Media.
-    pictures: int [P, 3], for each picture where it begins and ends in the tokens, and the media slots it takes; of
-      several examples, in the first of them.
-    cut: number of tokens left out at the end, to fit a row.
-    segments: int [T], from 0, which of the examples a token belongs to.
-    """
-
-    tokens: np.ndarray
-    loss_weight: np.ndarray
-    causal: np.ndarray
-    slot: np.ndarray
-    visible: np.ndarray
-    positions: np.ndarray
-    pictures: np.ndarray
-    cut: int = 0
-    segments: np.ndarray | None = None
-
-    def __post_init__(self):
-        if self.segments is None:
-            object.__setattr__(self, "segments", np.zeros(len(self.tokens), np.int64))
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-    @property
-    def media_count(self) -> int:
-        """Media slots that the pictures take."""
-        return int(self.pictures[:, 2].sum())
+_BEGIN = object()  # and where a tokenizer begins a text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,9 +74,7 @@ class Chat:
         opened = open_template(template)
         self.template, self.jinja = (opened, None) if isinstance(opened, Template) else (Template(""), None)
         if isinstance(opened, str):
-            self.jinja = JinjaTemplate(
-                opened, tokenizer.names, tokenizer.special_tokens(), self._image_token, MARK
-            )
+            self.jinja = JinjaTemplate(opened, tokenizer.names, tokenizer.special_tokens(), self._image_token)
         self._names = {"{bos}": tokenizer.bos, "{eos}": tokenizer.eos}
         self._names |= {name: tokenizer.special(name) for name in self.template.specials}
         self._split = re.compile("(" + "|".join(map(re.escape, self._names)) + ")")
@@ -152,6 +116,8 @@ class Chat:
           BadRecord: an unknown role, an empty or no answer, tokens beyond `vocab`, or marks and pictures disagree.
         """
         try:
+            if not sample.images:
+                sample = dataclasses.replace(sample, turns=without_marks(sample.turns))
             _check(sample)
             return self._render(self._pieces(sample.turns), layouts)
         except UserError as error:
@@ -169,7 +135,7 @@ class Chat:
         for turn in turns:
             _check_role(turn.role)
         if self.jinja:
-            return self._render(_pieces_of(self.jinja.stretches(turns, generate=True)), layouts)
+            return self._render(self._pieces_of(self.jinja.stretches(turns, generate=True)), layouts)
         opening = self._marked(self.template.assistant_open)
         return self._render([*self._pieces(turns), *opening], layouts)
 
@@ -196,7 +162,7 @@ class Chat:
     def _pieces(self, turns: Iterable[Turn]) -> list[Piece]:
         """The conversation as pieces in order."""
         if self.jinja:
-            return _pieces_of(self.jinja.stretches(list(turns), generate=False))
+            return self._pieces_of(self.jinja.stretches(list(turns), generate=False))
         t, turns = self.template, list(turns)
         if t.prompt_text and t.system and not any(turn.role == "system" for turn in turns):
             turns.insert(0, Turn("system", t.system))
@@ -218,6 +184,13 @@ class Chat:
             else:
                 pieces += [piece for piece in _typed(text) if piece.content is _PICTURE]
         return pieces
+
+    def _pieces_of(self, stretches: Iterable[tuple[str | int | None, float | None]]) -> list[Piece]:
+        """What a template in Jinja writes, behind a bos where the tokenizer alone puts one."""
+        pieces = [Piece(_PICTURE if content is None else content, weight) for content, weight in stretches]
+        bos = self.tokenizer.bos if self.tokenizer.begins else None
+        written = bool(pieces) and pieces[0].content == bos
+        return pieces if bos is None or written else [Piece(_BEGIN), *pieces]
 
     def _opened(self, typed: list[Piece]) -> list[Piece]:
         """A user turn with the template's `text_open` behind the pictures that it begins with."""
@@ -241,12 +214,13 @@ class Chat:
         pictures: list[tuple[int, int, int]] = []
         grids: list[tuple[int, tuple[int, int]]] = []
         pending: list[Piece] = []  # text since the last special token
-        ahead, media = iter(layouts), 0
+        ahead, media, begun = iter(layouts), 0, False
 
         def flush() -> None:
             if pending:
                 # Behind a bos, the first word is written as in a text of its own; a template in Jinja is one text.
-                opens = not ids or (not self.jinja and len(ids) == 1 and ids[0] == self.tokenizer.bos)
+                alone = len(ids) == 1 and ids[0] == self.tokenizer.bos
+                opens = not ids or (alone and (begun or not self.jinja))
                 write(*self._encode_text(pending, opens))
                 pending.clear()
 
@@ -255,9 +229,9 @@ class Chat:
             weights.extend(targets)
             slots.extend([-1] * len(tokens) if where is None else where)
 
-        def place(layout: Layout) -> None:
-            begin = len(ids)
-            for part in layout.pieces:
+        def place(layout: Layout, framed: bool) -> None:
+            begin = len(ids) - framed
+            for part in layout.pieces[1:-1] if framed else layout.pieces:
                 if isinstance(part, np.ndarray):
                     flush()
                     if layout.grid:
@@ -269,22 +243,36 @@ class Chat:
                 else:
                     pending.append(Piece(part))
             flush()
-            pictures.append((begin, len(ids), layout.tiles))
+            pictures.append((begin, len(ids) + framed, layout.tiles))
 
-        for piece in pieces:
+        pieces = list(pieces)
+        for k, piece in enumerate(pieces):
             if isinstance(piece.content, str):
                 pending.append(piece)
                 continue
             flush()
             if piece.content is _PICTURE:
                 layout = next(ahead) if layouts else Layout(1, (np.arange(self.span),))
-                place(layout)
+                place(layout, self._framed(layout, pieces[k - 1 : k + 2] if k else []))
                 media += layout.tiles
+            elif piece.content is _BEGIN:
+                write([self.tokenizer.bos], [None])
+                begun = True
             else:
                 write([piece.content], [piece.weight])
         flush()
         positions = mrope_positions(len(ids), grids) if grids else np.arange(len(ids), dtype=np.int32)
         return self._arrays(ids, weights, slots, pictures, positions)
+
+    def _framed(self, layout: Layout, around: Sequence[Piece]) -> bool:
+        """Whether the template has written the tokens that a picture begins and ends with.
+
+        around: the pieces before it, of it, and behind it.
+        """
+        names = layout.pieces[:1] + layout.pieces[-1:]
+        if len(around) < 3 or len(layout.pieces) < 3 or not all(isinstance(name, Token) for name in names):
+            return False
+        return [self.tokenizer.special(name) for name in names] == [around[0].content, around[2].content]
 
     def _encode_text(self, pieces: Sequence[Piece], opens: bool) -> tuple[list[int], list[float | None]]:
         """Ids and target weights of adjacent texts, tokenised as one string."""
@@ -322,14 +310,10 @@ class Chat:
         return Encoded(tokens, loss_weight, causal, slot, visible, positions, spans)
 
 
-def _pieces_of(stretches: Iterable[tuple[str | int | None, float | None]]) -> list[Piece]:
-    return [Piece(_PICTURE if content is None else content, weight) for content, weight in stretches]
-
-
 def _typed(text: str, weight: float | None = None) -> list[Piece]:
     """What somebody wrote: plain text, and a picture at each mark."""
     pieces = []
-    for part in text.split(MARK):
+    for part in split_marks(text):
         pieces += [Piece(_PICTURE), Piece(part, weight)]
     return [piece for piece in pieces[1:] if piece.content]
 
@@ -341,12 +325,12 @@ def _check_role(role: str) -> None:
 
 def _check(sample: Sample) -> None:
     """Raises UserError, saying why, for what is no training example."""
-    marks = sum(turn.text.count(MARK) for turn in sample.turns)
+    marks = sum(count_marks(turn.text) for turn in sample.turns)
     if marks != len(sample.images):
         raise UserError(f"has {marks} {MARK} marks for {len(sample.images)} pictures")
     for turn in sample.turns:
         _check_role(turn.role)
-        if turn.role == "assistant" and not turn.text.replace(MARK, "").strip():
+        if turn.role == "assistant" and not "".join(split_marks(turn.text)).strip():
             raise UserError("has an empty answer")
     replies = [turn for turn in sample.turns if turn.role == "assistant"]
     if not any(turn.weight for turn in replies):

@@ -14,6 +14,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mmjax.data.marks import MARK, count_marks, escape_marks, split_marks
 from mmjax.data.sandbox import Template, TemplateError
 from mmjax.types import Turn
 
@@ -36,21 +37,19 @@ class JinjaTemplate:
         names: Mapping[str, str],
         specials: Mapping[str, tuple[int, bool, bool]],
         image_token: str,
-        mark: str,
     ):
         """
         Args:
           names: what the template calls tokens: 'bos_token' -> '<s>'.
           specials: special tokens: text -> (id, whether it takes the space before it, and behind it).
           image_token: the special token that the template writes for a picture.
-          mark: what marks a picture in a turn.
 
         Raises:
           TemplateError: it is no template, or writes no conversation down.
         """
         self.source, self.names = source, dict(names)
         self.specials = {name: token for name, token in specials.items() if len(name) > 1}  # one cannot be broken
-        self.image_token, self.mark = image_token, mark
+        self.image_token = image_token
         self._template = Template(source)
         longest = sorted(self.specials, key=len, reverse=True)
         self._spelled = re.compile("|".join(map(re.escape, longest)) or r"(?!)")
@@ -74,7 +73,7 @@ class JinjaTemplate:
         """
         text = self._written(turns, generate)
         targets = [] if generate else self._targets(turns, text)
-        pictures = sum(turn.text.count(self.mark) for turn in turns)
+        pictures = sum(count_marks(turn.text) for turn in turns)
         found = self._cut(text, targets)
         if (shown := sum(content is None for content, _ in found)) != pictures:
             token = f"as far as {self.image_token!r} stands for one"
@@ -97,7 +96,7 @@ class JinjaTemplate:
         return text
 
     def _poisoned(self, text: str) -> str:
-        return self.mark.join(self._first.sub("?", part) for part in text.split(self.mark))
+        return MARK.join(escape_marks(self._first.sub("?", part)) for part in split_marks(text))
 
     def _render(self, messages: list[dict[str, Any]], generate: bool) -> str:
         given = dict(messages=messages, tools=None, documents=None, add_generation_prompt=generate)
@@ -106,7 +105,7 @@ class JinjaTemplate:
     def _message(self, turn: Turn, lists: Sequence[str] | None = None) -> dict[str, Any]:
         """What the template gets of a turn. Space around a reply is left out, as generation does it."""
         reply = turn.role == "assistant"
-        parts = [self._marked(part) for part in (turn.text.strip() if reply else turn.text).split(self.mark)]
+        parts = [self._marked(part) for part in split_marks(turn.text.strip() if reply else turn.text)]
         if turn.role not in (self._lists if lists is None else lists):
             return dict(role=turn.role, content=_PICTURE.join(parts) + _END * reply)
         content: list[dict[str, str]] = []

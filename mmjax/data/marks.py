@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from collections.abc import Iterable
+
+from mmjax.types import Turn
 
 MARK = "<image>"
 _MARK = re.compile(r"(?<!\\)" + re.escape(MARK))
@@ -21,3 +25,8 @@ def split_marks(text: str) -> list[str]:
 def escape_marks(text: str) -> str:
     """Plain text as a turn's text that marks no picture: `split_marks` gives it back as one part."""
     return text.replace(MARK, "\\" + MARK)
+
+
+def without_marks(turns: Iterable[Turn]) -> tuple[Turn, ...]:
+    """Turns of a conversation without pictures: whatever they say, it marks none."""
+    return tuple(dataclasses.replace(turn, text=_MARK.sub(r"\\" + MARK, turn.text)) for turn in turns)

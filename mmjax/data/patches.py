@@ -103,24 +103,24 @@ class Native:
           begin, end: special tokens around a picture's.
 
         Raises:
-          UserError: limits that cannot be, or more than N patches.
+          UserError: limits that cannot be.
         """
-        if not 0 < min_pixels <= max_pixels <= patches * options.size**2:
-            raise UserError(
-                f"views: min_pixels {min_pixels} and max_pixels {max_pixels} are no limits for {patches} patches "
-                f"of {options.size} x {options.size} pixels."
-            )
+        if not 0 < min_pixels <= max_pixels:
+            raise UserError(f"views: min_pixels {min_pixels} and max_pixels {max_pixels} are no limits.")
         self.options, self.patches, self.merge = options, patches, merge
         self.limits = min_pixels, max_pixels
         self.begin, self.end = Token(begin), Token(end)
 
     def resized(self, size: Size) -> Size:
-        """The size that a picture is resized to. Raises ImageError if that is too narrow to be."""
+        """The size that a picture is resized to. Raises ImageError if it takes more than N patches."""
         width, height = size
         height, width = smart_resize(height, width, self.options.size * self.merge, *self.limits)
-        if height * width > self.patches * self.options.size**2:
+        taken = height * width // self.options.size**2
+        if taken > self.patches:
             raise ImageError(
-                f"of {size[0]} x {size[1]} pixels is too narrow: it takes over {self.patches} patches"
+                f"of {size[0]} x {size[1]} pixels takes {taken:,} patches and there is room for {self.patches:,}: "
+                "raise data.media.views.patches and model.encoders.image.patches (attention takes their square), "
+                f"or lower data.media.views.max_pixels to {self.patches * self.options.size**2:,}"
             )
         return width, height
 

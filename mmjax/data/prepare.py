@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from mmjax.data import corpora
-from mmjax.data.chat import MARK
+from mmjax.data.marks import split_marks
 from mmjax.data.quarantine import BadRecord
 from mmjax.data.sources import open_source
 from mmjax.data.spec import read_spec
@@ -34,7 +34,7 @@ def texts(spec: Mapping[str, Any], data_dir: str) -> Iterator[str]:
                 continue  # is reported when the source is measured
             for turn in turns:
                 before, after = around[turn.role]
-                yield before + turn.text.replace(MARK, "") + after
+                yield before + "".join(split_marks(turn.text)) + after
 
 
 def _around(template: Template | str, role: str) -> tuple[str, str]:

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from mmjax.data import image as images
-from mmjax.data.chat import ARRAYS, Chat, Encoded
+from mmjax.data.chat import Chat
+from mmjax.data.encoded import ARRAYS, Encoded
 from mmjax.data.marks import MARK, count_marks
 from mmjax.data.packing import Plan
 from mmjax.data.quarantine import BadRecord, Quarantine

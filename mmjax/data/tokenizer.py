@@ -29,7 +29,9 @@ CONTROL = ("<image>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<s>", "</s>")
 class Tokenizer(Protocol):
     """What chat.py and generation need of a tokenizer. `bos`, `eos` and `pad` are ids, or None: `bos` is what
     texts begin with. stops: ids that end a reply whatever the template. names: what Jinja templates call tokens,
-    'bos_token' -> '<s>'."""
+    'bos_token' -> '<s>'. begins: whether a conversation whose template in Jinja writes no bos begins with it all
+    the same, as processors of `transformers` have it. model_max_length: positions that the model knows, 0 if that
+    is not said."""
 
     vocab_size: int
     bos: int | None
@@ -37,6 +39,8 @@ class Tokenizer(Protocol):
     pad: int | None
     stops: Sequence[int]
     names: Mapping[str, str]
+    begins: bool
+    model_max_length: int
 
     def encode(self, text: str, start: bool = True) -> tuple[list[int], list[int]]:
         """(ids, ends): ends[i] is the offset, in characters, behind the last character token i helps to spell.
@@ -116,10 +120,16 @@ class SentencePiece(_FromBytes):
     """A sentencepiece model file."""
 
     def __init__(
-        self, path: str | os.PathLike[str], stops: Sequence[int] = (), names: Mapping[str, str] | None = None
+        self,
+        path: str | os.PathLike[str],
+        stops: Sequence[int] = (),
+        names: Mapping[str, str] | None = None,
+        begins: bool = False,
+        model_max_length: int = 0,
     ):
-        """path: the model. stops, names: as of Tokenizer."""
+        """path: the model. The others: as of Tokenizer."""
         super().__init__(path)
+        self.begins, self.model_max_length = begins, model_max_length
         self.stops, self.names = tuple(stops), dict(names or {})
         model = self._model
         self.vocab_size = model.vocab_size()
@@ -166,15 +176,18 @@ class HFTokenizer(_FromBytes):
         extra: Sequence[str] = (),
         stops: Sequence[int] = (),
         names: Mapping[str, str] | None = None,
+        begins: bool = False,
+        model_max_length: int = 0,
     ):
         """
         Args:
           path: the `tokenizer.json`.
           bos, eos, pad: names of the tokens with these roles, None where the model has none.
           extra: special tokens to add behind the vocabulary, such as '<image>' for a text-only tokenizer.
-          stops, names: as of Tokenizer.
+          stops, names, begins, model_max_length: as of Tokenizer.
         """
         super().__init__(path)
+        self.begins, self.model_max_length = begins, model_max_length
         self.stops, self.names = tuple(stops), dict(names or {})
         named = (bos, eos, pad, *self.names.values())
         self._control = frozenset({*CONTROL, *(name for name in named if name)})

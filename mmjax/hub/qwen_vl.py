@@ -13,7 +13,7 @@ from mmjax.hub.table import KEEP, Op, Row, T, each, fused, rows_under
 from mmjax.hub.tensors import CheckpointError
 from mmjax.hub.text import BUFFERS, QWEN2
 
-PATCHES = 4 * 1280  # of a picture, at most: what the processor of `transformers` is content with if not told
+PATCHES = 4 * 1280  # that a picture has room for, if the config says no other number; what takes more is refused
 
 # Ours -> what both call it.
 _VISION_KEYS = {
@@ -164,7 +164,7 @@ def _views(c: Json, p: ImageProcessor) -> dict[str, Any]:
         patches=PATCHES,
         merge=vision["spatial_merge_size"],
         min_pixels=least,
-        max_pixels=min(most, PATCHES * vision["patch_size"] ** 2),
+        max_pixels=most,
     )
 
 

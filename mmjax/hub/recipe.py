@@ -48,12 +48,16 @@ def model_section(folder: Checkpoint) -> dict[str, Any]:
 def workdir_config(folder: Checkpoint, section: Mapping[str, Any], beside: Path, target: Path) -> dict[str, Any]:
     """A config that talks with the model as it is, and trains all of it on `sft.data.sources.main.path`.
     beside: holds the files that came with the weights; `target`, an absolute path, will have them in KEPT."""
-    longest = folder.config.get("max_position_embeddings")
+    text = folder.config.get("text_config")
+    longest = {**(text if isinstance(text, Mapping) else {}), **folder.config}.get("max_position_embeddings")
+    tokenizer = tokenizer_section(beside, target / KEPT) | dict(model_max_length=longest or 0)
+    if folder.family.part == "":  # its processor calls the tokenizer on what the template writes
+        tokenizer["begins"] = True
     return dict(
         seed=0,
         data_dir="data",
         model=section,
-        tokenizer=tokenizer_section(beside, target / KEPT),
+        tokenizer=tokenizer,
         stages=["sft"],
         sft=dict(
             data=dict(

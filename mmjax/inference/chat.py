@@ -18,7 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax.data.chat import Chat, Encoded
+from mmjax.data.chat import Chat
+from mmjax.data.encoded import Encoded
+from mmjax.data.marks import without_marks
 from mmjax.data.views import Layout, Views
 from mmjax.errors import UserError
 from mmjax.inference import sample
@@ -191,7 +193,8 @@ class Assistant:
 
     def _encode(self, prompt: Sample, max_new: int) -> Encoded:
         check(prompt)
-        encoded = self.encoder.encode_prompt(prompt.turns, self._layouts(prompt))
+        turns = prompt.turns if prompt.images else without_marks(prompt.turns)
+        encoded = self.encoder.encode_prompt(turns, self._layouts(prompt))
         self._check_length(prompt, len(encoded) + max_new, f"of them {max_new} for the answer; ")
         return encoded
 

@@ -12,7 +12,9 @@ import numpy as np
 from PIL import Image
 
 from mmjax.data import image as images
-from mmjax.data.chat import MARK, Encoded
+from mmjax.data.encoded import Encoded
+from mmjax.data.fields import check_text
+from mmjax.data.marks import MARK, count_marks, escape_marks
 from mmjax.data.views import Size, Views, count, put, put_positions
 from mmjax.errors import UserError
 from mmjax.inference.program import bucket
@@ -33,18 +35,23 @@ def ask(text: str, pictures: Sequence[Any], name: str = "prompt") -> Sample:
 
 def mark(text: str, pictures: int) -> str:
     """The text with a mark for each of its pictures. Raises UserError if it already has more."""
-    missing = pictures - text.count(MARK)
+    if not pictures:
+        return escape_marks(text)
+    missing = pictures - count_marks(text)
     if missing < 0:
-        raise UserError(f"{text!r} has {text.count(MARK)} {MARK} marks for {pictures} pictures.")
+        raise UserError(
+            f"{text!r} has {count_marks(text)} {MARK} marks for {pictures} pictures; the word itself is \\{MARK}."
+        )
     return f"{MARK}\n" * missing + text
 
 
 def check(prompt: Sample) -> None:
     """Raises UserError, with the prompt's id, if it is none that the assistant could answer."""
-    marks = sum(turn.text.count(MARK) for turn in prompt.turns)
-    if marks != len(prompt.images):
+    marks = sum(count_marks(turn.text) for turn in prompt.turns)
+    if prompt.images and marks != len(prompt.images):
         raise UserError(f"{prompt.id}: has {marks} {MARK} marks for {len(prompt.images)} pictures.")
-    for turn in prompt.turns:
+    for k, turn in enumerate(prompt.turns, 1):
+        check_text(turn.text, f"{prompt.id}: turn {k}")
         if turn.role not in ("system", "user", "assistant"):
             raise UserError(f"{prompt.id}: unknown role {turn.role!r}.")
     if not prompt.turns or prompt.turns[-1].role != "user":

@@ -8,7 +8,8 @@ import tokenizers
 import transformers
 from materials import TEXTS
 
-from mmjax.data.chat import MARK, Chat
+from mmjax.data.chat import Chat
+from mmjax.data.marks import MARK
 from mmjax.data.quarantine import BadRecord
 from mmjax.data.tokenizer import HFTokenizer
 from mmjax.types import Sample, Turn

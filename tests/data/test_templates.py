@@ -9,7 +9,8 @@ import pytest
 import tokenizers
 from materials import SPECIALS, Words
 
-from mmjax.data.chat import MARK, Chat
+from mmjax.data.chat import Chat
+from mmjax.data.marks import MARK
 from mmjax.data.quarantine import BadRecord
 from mmjax.data.templates import TEMPLATES
 from mmjax.nn.masks import attention_mask, steps

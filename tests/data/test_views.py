@@ -9,8 +9,9 @@ import pytest
 from materials import Words, noise, spec_of, truncated
 from PIL import Image
 
-from mmjax.data.chat import MARK, Chat
+from mmjax.data.chat import Chat
 from mmjax.data.image import ImageError, ImageOptions, decode, upright_size
+from mmjax.data.marks import MARK
 from mmjax.data.pipeline import make_dataset
 from mmjax.data.quarantine import BadRecord
 from mmjax.data.views import AnyRes, Dynamic, Split, Token, Whole, layouts

@@ -1,12 +1,15 @@
 """A folder's tokenizer: which ids begin and end texts, and its chat template, are as `transformers` takes them."""
 
 import json
+import re
 
 import pytest
+import sentencepiece
 import tokenizers
 import transformers
 
 from mmjax.build import build
+from mmjax.data.tokenizer import train_sentencepiece
 from mmjax.hub.tensors import CheckpointError
 from mmjax.hub.tokenizer import template_of, tokenizer_section
 
@@ -50,8 +53,8 @@ def test_ids_of_a_text(post, more, tmp_path):
     begin = [] if ours.bos is None else [ours.bos]
     assert begin + ours.encode("one three")[0] == theirs("one three").input_ids
     assert ours.eos == theirs.eos_token_id
-    assert {k: v for k, v in theirs.special_tokens_map.items() if v in WORDS} == ours.names
-    assert ours.vocab_size == len(WORDS)
+    assert theirs.special_tokens_map == ours.names
+    assert ours.vocab_size == len(theirs)
 
 
 def test_every_eos_ends_a_generation(tmp_path):
@@ -73,17 +76,140 @@ def test_an_eos_that_the_file_does_not_flag_is_special_still(tmp_path):
     assert ours.eos == 2 and 2 not in ours.encode("one <end> two")[0] and ours.decode([4, 2]) == "one"
 
 
-def test_sentencepiece_folders(tmp_path):
-    from mmjax.data.tokenizer import train_sentencepiece
+LINES = ["the quick brown fox jumps over a lazy dog says hello what is it"] * 9
+TEXTS = [
+    "hello  fox",
+    " hi\n",
+    "the cat",
+    "",
+    "é ☃ dog",
+    "fox\n\nfox",
+    "<turn>user\nhi",
+    "<image> the <image>\nfox",
+]
+LLAMA = dict(unk_id=0, bos_id=1, eos_id=2, pad_id=-1)
+GEMMA = dict(
+    pad_id=0,
+    eos_id=1,
+    bos_id=2,
+    unk_id=3,
+    pad_piece="<pad>",
+    bos_piece="<bos>",
+    eos_piece="<eos>",
+    add_dummy_prefix=False,
+    user_defined_symbols=["<mask>", "<turn>", "\n\n"],
+)
 
+
+def sentencepiece_folder(path, model, model_type, **settings):
+    """A tokenizer.model, trained as Llama's or Gemma's are, and settings beside it."""
+    with open(path / "tokenizer.model", "wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(LINES),
+            model_writer=file,
+            model_type="bpe",
+            vocab_size=330,
+            byte_fallback=True,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            minloglevel=2,
+            **model,
+        )
+    names = dict(bos_token=model.get("bos_piece", "<s>"), eos_token=model.get("eos_piece", "</s>"))
+    (path / "tokenizer_config.json").write_text(json.dumps(names | dict(unk_token="<unk>") | settings))
+    (path / "config.json").write_text(json.dumps(dict(model_type=model_type)))
+
+
+def assert_same_ids(path):
+    """Ids of texts at the start of a sequence, and of texts that follow a special token."""
+    ours = build(tokenizer_section(path, path), "tokenizer")
+    theirs = transformers.AutoTokenizer.from_pretrained(path)
+    begin = [] if ours.bos is None else [ours.bos]
+    for text in TEXTS:
+        assert begin + made(ours, text) == theirs(text).input_ids, text
+        behind = theirs(theirs.bos_token + text, add_special_tokens=False).input_ids
+        assert [theirs.bos_token_id, *made(ours, text, False)] == behind, text
+    assert (ours.eos, ours.vocab_size) == (theirs.eos_token_id, len(theirs))
+
+
+def made(ours, text, start=True):
+    """Ids of a text; a special token in it is named, as templates do."""
+    ids = []
+    for part in re.split("(<image>)" if "<image>" in ours.special_tokens() else r"\b\B", text):
+        if part == "<image>":
+            ids.append(ours.special(part))
+        elif part:
+            ids += ours.encode(part, start and not ids)[0]
+    return ids
+
+
+ADDED = {"330": dict(content="<image>", special=True, normalized=False)}
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"legacy": True},
+        {"legacy": False},
+        {"add_prefix_space": False},
+        {"add_bos_token": True},
+        {"add_bos_token": False},
+        {"added_tokens_decoder": ADDED},
+        {"extra_special_tokens": ["<image>"]},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize(
+    ("model", "model_type", "named"),
+    [
+        (LLAMA, "llama", "LlamaTokenizer"),
+        (LLAMA, "llava", "LlamaTokenizerFast"),
+        (LLAMA, "mistral", "LlamaTokenizer"),
+        (GEMMA, "gemma2", "GemmaTokenizer"),
+        (GEMMA, "gemma3_text", ""),
+    ],
+)
+def test_a_sentencepiece_model_is_what_transformers_makes_of_it(
+    model, model_type, named, settings, fast, tmp_path
+):
+    named = dict(tokenizer_class=named) if named else {}
+    sentencepiece_folder(tmp_path, model, model_type, **named, **settings)
+    if fast:
+        transformers.AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path)
+        saved = json.loads((tmp_path / "tokenizer_config.json").read_text())
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(saved | named | settings))
+    assert_same_ids(tmp_path)
+
+
+def test_older_files_add_tokens(tmp_path):
+    sentencepiece_folder(tmp_path, LLAMA, "llama", tokenizer_class="LlamaTokenizer")
+    (tmp_path / "added_tokens.json").write_text('{"<image>": 330}')
+    (tmp_path / "special_tokens_map.json").write_text('{"additional_special_tokens": ["<image>"]}')
+    assert_same_ids(tmp_path)
+
+
+def test_vocab_and_merges(tmp_path):
+    pieces = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {piece: i for i, piece in enumerate([*pieces, "th", "the", "Ġthe", "</s>", "<image>"])}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nt h\nth e\nĠ the\n")
+    names = dict(bos_token="</s>", eos_token="</s>", unk_token="</s>", pad_token="</s>")
+    added = {str(vocabulary[name]): dict(content=name, special=True) for name in ("</s>", "<image>")}
+    for model_type, named in (("opt", "GPT2Tokenizer"), ("qwen2", "Qwen2Tokenizer"), ("gpt_neox", "")):
+        settings = names | dict(add_bos_token=True, tokenizer_class=named, added_tokens_decoder=added)
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+        (tmp_path / "config.json").write_text(json.dumps(dict(model_type=model_type)))
+        assert_same_ids(tmp_path)
+
+
+def test_sentencepiece_of_ours(tmp_path):
     train_sentencepiece(["one two three four"] * 9, tmp_path / "tokenizer.model", 280)
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 5]}')
-    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<s>"}')
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<s>", "tokenizer_class": "LlamaTokenizer"}')
     ours = build(tokenizer_section(tmp_path, tmp_path), "tokenizer")
-    assert (ours.bos, ours.eos, ours.stops) == (1, 2, (2, 5)) and ours.names["eos_token"] == "</s>"
-    (tmp_path / "added_tokens.json").write_text('{"<image>": 280}')
-    with pytest.raises(CheckpointError, match=r"<image>.*tokenizer\.json"):
-        tokenizer_section(tmp_path, tmp_path)
+    assert (ours.bos, ours.eos, ours.stops) == (None, 2, (2, 5)) and ours.names["eos_token"] == "</s>"
     (tmp_path / "tokenizer.model").write_bytes(b"no")
     with pytest.raises(CheckpointError, match="no sentencepiece model"):
         tokenizer_section(tmp_path, tmp_path)

@@ -142,6 +142,7 @@ class Letters:
     bos, eos, pad, first = 1, 2, 0, 6
     vocab_size = first + len(letters)
     stops, names = (), {}
+    begins, model_max_length = False, 0
 
     def encode(self, text, start=True):
         return [self.first + self.letters.index(letter) for letter in text], list(range(1, len(text) + 1))
