@@ -15,6 +15,7 @@ from itertools import accumulate, dropwhile
 
 import numpy as np
 
+from mmjax.data.check import check_role, check_sample
 from mmjax.data.jinja import JinjaTemplate
 from mmjax.data.patches import mrope_positions
 from mmjax.data.quarantine import BadRecord
@@ -152,7 +153,7 @@ class Chat:
           BadRecord: an unknown role, an empty or no answer, tokens beyond `vocab`, or marks and pictures disagree.
         """
         try:
-            _check(sample)
+            check_sample(sample)
             return self._render(self._pieces(sample.turns), layouts)
         except UserError as error:
             raise BadRecord(sample.id, str(error)) from error
@@ -167,7 +168,7 @@ class Chat:
           UserError: an unknown role, tokens beyond `vocab`, or the template takes no such conversation.
         """
         for turn in turns:
-            _check_role(turn.role)
+            check_role(turn.role)
         if self.jinja:
             return self._render(_pieces_of(self.jinja.stretches(turns, generate=True)), layouts)
         opening = self._marked(self.template.assistant_open)
@@ -332,22 +333,3 @@ def _typed(text: str, weight: float | None = None) -> list[Piece]:
     for part in text.split(MARK):
         pieces += [Piece(_PICTURE), Piece(part, weight)]
     return [piece for piece in pieces[1:] if piece.content]
-
-
-def _check_role(role: str) -> None:
-    if role not in ("system", "user", "assistant"):
-        raise UserError(f"unknown role {role!r}")
-
-
-def _check(sample: Sample) -> None:
-    """Raises UserError, saying why, for what is no training example."""
-    marks = sum(turn.text.count(MARK) for turn in sample.turns)
-    if marks != len(sample.images):
-        raise UserError(f"has {marks} {MARK} marks for {len(sample.images)} pictures")
-    for turn in sample.turns:
-        _check_role(turn.role)
-        if turn.role == "assistant" and not turn.text.replace(MARK, "").strip():
-            raise UserError("has an empty answer")
-    replies = [turn for turn in sample.turns if turn.role == "assistant"]
-    if not any(turn.weight for turn in replies):
-        raise UserError("has no target: all answers have the weight 0" if replies else "has no answer")
