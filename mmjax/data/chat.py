@@ -15,9 +15,10 @@ from itertools import accumulate, dropwhile
 
 import numpy as np
 
+from mmjax.data.check import check_role, check_sample
 from mmjax.data.encoded import ARRAYS, Encoded
 from mmjax.data.jinja import JinjaTemplate
-from mmjax.data.marks import MARK, count_marks, split_marks, without_marks
+from mmjax.data.marks import MARK, split_marks, without_marks
 from mmjax.data.patches import mrope_positions
 from mmjax.data.quarantine import BadRecord
 from mmjax.data.templates import Template, open_template
@@ -118,7 +119,7 @@ class Chat:
         try:
             if not sample.images:
                 sample = dataclasses.replace(sample, turns=without_marks(sample.turns))
-            _check(sample)
+            check_sample(sample)
             return self._render(self._pieces(sample.turns), layouts)
         except UserError as error:
             raise BadRecord(sample.id, str(error)) from error
@@ -133,7 +134,7 @@ class Chat:
           UserError: an unknown role, tokens beyond `vocab`, or the template takes no such conversation.
         """
         for turn in turns:
-            _check_role(turn.role)
+            check_role(turn.role)
         if self.jinja:
             return self._render(self._pieces_of(self.jinja.stretches(turns, generate=True)), layouts)
         opening = self._marked(self.template.assistant_open)
@@ -316,22 +317,3 @@ def _typed(text: str, weight: float | None = None) -> list[Piece]:
     for part in split_marks(text):
         pieces += [Piece(_PICTURE), Piece(part, weight)]
     return [piece for piece in pieces[1:] if piece.content]
-
-
-def _check_role(role: str) -> None:
-    if role not in ("system", "user", "assistant"):
-        raise UserError(f"unknown role {role!r}")
-
-
-def _check(sample: Sample) -> None:
-    """Raises UserError, saying why, for what is no training example."""
-    marks = sum(count_marks(turn.text) for turn in sample.turns)
-    if marks != len(sample.images):
-        raise UserError(f"has {marks} {MARK} marks for {len(sample.images)} pictures")
-    for turn in sample.turns:
-        _check_role(turn.role)
-        if turn.role == "assistant" and not "".join(split_marks(turn.text)).strip():
-            raise UserError("has an empty answer")
-    replies = [turn for turn in sample.turns if turn.role == "assistant"]
-    if not any(turn.weight for turn in replies):
-        raise UserError("has no target: all answers have the weight 0" if replies else "has no answer")

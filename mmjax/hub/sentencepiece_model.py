@@ -20,7 +20,7 @@ _CONTROL, _USER_DEFINED = 3, 4  # of a piece
 @dataclasses.dataclass(frozen=True)
 class SentencePieceFile:
     """pieces: (piece, score), by id. unigram: whether pieces are chosen by their scores, else by merges.
-    unknown: id. bytes: whether unknown characters become bytes. characters: a precompiled map of them, b'' for none.
+    unknown: id. bytes: whether unknown characters become bytes. characters: a precompiled map of them, or b''.
     symbols: pieces that are never cut out of longer ones -> whether they control a conversation, by id."""
 
     pieces: tuple[tuple[str, float], ...]

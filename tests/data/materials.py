@@ -34,6 +34,7 @@ class Words:
         self.words = ["<pad>", "<s>", "</s>", *SPECIALS]
         self.pad, self.bos, self.eos, self.vocab_size = 0, 1, 2, 1000
         self.stops, self.names = (), {"bos_token": "<s>", "eos_token": "</s>"}
+        self.begins, self.model_max_length = False, 0
 
     def encode(self, text, start=True):
         found = list(re.finditer(self.pattern, text, re.DOTALL))

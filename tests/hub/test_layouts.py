@@ -1,4 +1,4 @@
-"""Folders of weights under every name that `transformers` has given to tensors since 4.40: what `mmjax convert`
+"""Folders of weights under the names that `transformers` has given to tensors since 4.40: what `mmjax convert`
 makes of them has the logits of `transformers` on the same folder, and the same weights whatever the layout."""
 
 import re
@@ -16,7 +16,8 @@ from mmjax.hub.folder import HubFolder
 HEADING = """## Layouts of files
 
 Which names of tensors convert, and the largest error of the logits to those of `transformers` on the same folder;
-towers and projectors are compared by their bits. An empty cell: the family has no such layout."""
+towers and projectors are compared by their bits. All files are written by the version installed; the names of 4.40
+and 4.52 are made from its own by rule. An empty cell: the family has no such layout, or it is not tried."""
 
 # What stands below a level of its own, `vision_model`, in the towers of CLIP and SigLIP.
 BELOW = r"(embeddings\.(class|patch|position)_embedding\b|encoder\.layers|\w+_la\w*norm|head)"
