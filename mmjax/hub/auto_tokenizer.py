@@ -86,12 +86,15 @@ class AutoTokenizer:
         if self._json is not None:
             if "added_tokens_decoder" not in self.settings:
                 added += [_token(_less(one, "id")) for one in self._json.get("added_tokens") or ()]
-            if not self.kind:
-                return tokenizers.Tokenizer.from_str(json.dumps(self._json)), added
             model = self._json.get("model") or {}
             vocabulary, merges = model.get("vocab"), model.get("merges")
-            if not isinstance(vocabulary, dict) or not isinstance(merges, list):
-                raise CheckpointError(f"{self.folder / 'tokenizer.json'}: {self.kind} requires a BPE model.")
+            if self.kind and not (isinstance(vocabulary, dict) and isinstance(merges, list)):
+                logging.warning(
+                    "%s: %s has a BPE model; tokenizer.json is taken as it is.", self.folder, self.kind
+                )
+                self.kind = ""
+            if not self.kind:
+                return tokenizers.Tokenizer.from_str(json.dumps(self._json)), added
             merges = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in merges]
             made = _of_class(self.kind, vocabulary, merges, self.settings)
             made.post_processor = tokenizers.Tokenizer.from_str(json.dumps(_minimal(self._json))).post_processor

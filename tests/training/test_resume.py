@@ -141,7 +141,7 @@ def test_a_run_that_is_done_changes_nothing(done):
 
 
 HARMLESS = {
-    "evaluation": dict(mine=dict(type="my_package.benchmark")),
+    "evaluation": dict(mine=dict(type="evaluation.benchmarks.captions.evaluate")),
     "keep": 1,
     "max_skipped": 9,
     "remat": True,
