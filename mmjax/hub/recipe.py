@@ -48,11 +48,8 @@ def model_section(folder: Checkpoint) -> dict[str, Any]:
 def workdir_config(folder: Checkpoint, section: Mapping[str, Any], beside: Path, target: Path) -> dict[str, Any]:
     """A config that talks with the model as it is, and trains all of it on `sft.data.sources.main.path`.
     beside: holds the files that came with the weights; `target`, an absolute path, will have them in KEPT."""
-    text = folder.config.get("text_config")
-    longest = {**(text if isinstance(text, Mapping) else {}), **folder.config}.get("max_position_embeddings")
-    tokenizer = tokenizer_section(beside, target / KEPT) | dict(model_max_length=longest or 0)
-    if folder.family.part == "":  # its processor calls the tokenizer on what the template writes
-        tokenizer["begins"] = True
+    tokenizer = _tokenizer(folder, beside, target)
+    longest = tokenizer["model_max_length"]
     return dict(
         seed=0,
         data_dir="data",
@@ -108,6 +105,14 @@ def workdir_config(folder: Checkpoint, section: Mapping[str, Any], beside: Path,
         wandb=None,
         load=[("", f"mmjax:{target}")],
     )
+
+
+def _tokenizer(folder: Checkpoint, beside: Path, target: Path) -> dict[str, Any]:
+    """The `tokenizer` section; processors of whole models begin what a template writes as tokenizers begin texts."""
+    text = folder.config.get("text_config")
+    longest = {**(text if isinstance(text, Mapping) else {}), **folder.config}.get("max_position_embeddings")
+    section = tokenizer_section(beside, target / KEPT)
+    return section | dict(begins=folder.family.part == "", model_max_length=longest or 0)
 
 
 def media_section(folder: Checkpoint, section: Mapping[str, Any]) -> dict[str, Any]:
