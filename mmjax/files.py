@@ -32,6 +32,10 @@ def json_object(file: Path) -> dict[str, Any]:
         level = [value for values in inner for value in values if isinstance(value, dict | list)]
     if level:
         raise UserError(f"{file}: is nested more than {DEEPEST} deep.")
+    try:
+        json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:  # what no path and no tokenizer takes
+        raise UserError(f"{file}: holds half a surrogate pair: a character was cut in two.") from error
     return found
 
 

@@ -108,7 +108,7 @@ def workdir_config(folder: Checkpoint, section: Mapping[str, Any], beside: Path,
 
 
 def _tokenizer(folder: Checkpoint, beside: Path, target: Path) -> dict[str, Any]:
-    """The `tokenizer` section; processors of whole models begin what a template writes as tokenizers begin texts."""
+    """The `tokenizer` section. Processors of whole models put bos where tokenizers do, if no template does."""
     text = folder.config.get("text_config")
     longest = {**(text if isinstance(text, Mapping) else {}), **folder.config}.get("max_position_embeddings")
     section = tokenizer_section(beside, target / KEPT)

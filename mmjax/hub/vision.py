@@ -128,7 +128,10 @@ def _side(key: str, value: Any) -> int:
     sides = set(value) if isinstance(value, list | tuple) else {value}
     if len(sides) != 1:
         raise CheckpointError(f"config.json: {key} {value} is no square; only squares are known here.")
-    return sides.pop()
+    side = sides.pop()
+    if type(side) is not int or side < 1:
+        raise CheckpointError(f"config.json: {key} {value!r} is no number of pixels.")
+    return side
 
 
 def _siglip_config(spec: Json) -> dict[str, Any]:

@@ -266,7 +266,7 @@ def test_stop(words, template, ids, strings):
         ((Turn("user", "hi"),), 0, "no answer"),
         ((), 0, "no answer"),
         ((Turn("bot", "hi"), Turn("assistant", "x")), 0, "unknown role 'bot'"),
-        ((Turn("user", "<image>"), Turn("assistant", "x")), 0, "1 <image> marks for 0 pictures"),
+        ((Turn("user", "a"), Turn("assistant", "x")), 1, "0 <image> marks for 1 pictures"),
         ((Turn("user", "<image>"), Turn("assistant", "x")), 2, "1 <image> marks for 2 pictures"),
     ],
 )
