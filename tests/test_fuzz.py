@@ -85,7 +85,7 @@ def changed(rng: np.random.Generator, value: dict) -> dict:
         elif kind == 2 and isinstance(node, dict):
             node[f"{key}x"] = node.pop(key)
         else:
-            node[key] = ODD[rng.integers(len(ODD))]
+            node[key] = copy.deepcopy(ODD[rng.integers(len(ODD))])
     return value
 
 
