@@ -169,7 +169,7 @@ class Chat:
             turns.insert(0, Turn("system", t.system))
         pieces = list(self._marked(t.start))
         for turn in turns:
-            text = turn.text.strip()
+            text = turn.text.strip() if t.strip or turn.role == "assistant" else turn.text
             if turn.role == "assistant":
                 pieces += self._marked(t.assistant_open) + self._marked(t.reply_open, turn.weight)
                 pieces += _typed(text, turn.weight) + self._marked(t.reply_close, turn.weight)
@@ -181,6 +181,8 @@ class Chat:
                 typed = _typed(text)
                 if t.text_open and turn.role == "user":
                     typed = self._opened(typed)
+                if t.picture_ends:
+                    typed = self._ended(typed)
                 pieces += self._marked(opening) + typed + self._marked(closing)
             else:
                 pieces += [piece for piece in _typed(text) if piece.content is _PICTURE]
@@ -198,8 +200,19 @@ class Chat:
         rest = list(dropwhile(lambda p: p.content is _PICTURE or (p.content.isspace() and len(typed) > 1), typed))
         shown = [piece for piece in typed[: len(typed) - len(rest)] if piece.content is _PICTURE]
         if rest:
-            rest[0] = dataclasses.replace(rest[0], content=rest[0].content.lstrip())
+            rest[0] = dataclasses.replace(rest[0], content=rest[0].content.removeprefix("\n"))
         return shown + self._marked(self.template.text_open) + rest
+
+    def _ended(self, typed: list[Piece]) -> list[Piece]:
+        """A turn with the template's `picture_ends` around its pictures, and its texts without spaces around."""
+        ends, pieces = self._marked(self.template.picture_ends), []
+        for piece in typed:
+            beside = bool(pieces) and pieces[-1:] == ends
+            if piece.content is _PICTURE:
+                pieces += [*([] if beside else ends), piece, *ends]
+            elif text := piece.content.removeprefix("\n" if beside else "").strip(" "):
+                pieces.append(dataclasses.replace(piece, content=text))
+        return pieces
 
     def _marked(self, text: str, weight: float | None = None) -> list[Piece]:
         """A template's own string: names of special tokens in it become those tokens."""
@@ -221,7 +234,7 @@ class Chat:
             if pending:
                 # Behind a bos, the first word is written as in a text of its own; a template in Jinja is one text.
                 alone = len(ids) == 1 and ids[0] == self.tokenizer.bos
-                opens = not ids or (alone and (begun or not self.jinja))
+                opens = not ids or (alone and (begun or (self.template.begins and not self.jinja)))
                 write(*self._encode_text(pending, opens))
                 pending.clear()
 

@@ -22,8 +22,12 @@ class Template:
 
     system: the system turn of a conversation that has none; '' for none.
     prompt_text: False leaves only the pictures of user turns and no system turn.
-    text_open: what follows the pictures that a user turn begins with, instead of white space; '' for the text as
-      it is.
+    text_open: what follows the pictures that a user turn begins with, instead of the line's end behind them; ''
+      for the text as it is.
+    picture_ends: special token before and behind a picture, once between two, instead of the line's end behind it;
+      '' for none. It is one of `specials`.
+    strip: whether white space around the text of a turn is left out.
+    begins: whether the first text behind {bos} is tokenised as the beginning of a text, where that differs.
     prefix: True for a prefix LM: what stands before a reply, text and pictures, is one block whose tokens see one
       another; replies are causal.
     """
@@ -41,6 +45,9 @@ class Template:
     specials: tuple[str, ...] = ()
     prompt_text: bool = True
     text_open: str = ""
+    picture_ends: str = ""
+    strip: bool = True
+    begins: bool = True
     prefix: bool = False
 
 
@@ -49,6 +56,8 @@ TEMPLATES = {
     "plain": Template(start="{bos}", reply_close="\n", prompt_text=False),
     # Hardly anything between the turns, for small models from scratch.
     "bare": Template(start="{bos}", user_close="\n", reply_close="{eos}"),
+    # Nothing at all, for models that were trained to go on with a text.
+    "text": Template(start="{bos}", reply_close="{eos}", strip=False),
     # LLaVA-1.5 (llava/conversation.py, conv_vicuna_v1): the space before a reply is part of its first token.
     "vicuna_v1": Template(
         start="{bos}",
@@ -62,7 +71,16 @@ TEMPLATES = {
         reply_close="{eos}",
     ),
     # PaliGemma (big_vision/configs/proj/paligemma): pictures, prompt, newline, suffix; one question each.
-    "paligemma": Template(text_open="{bos}", user_close="\n", reply_close="{eos}", prefix=True),
+    "paligemma": Template(text_open="{bos}", user_close="\n", reply_close="{eos}", strip=False, prefix=True),
+    # Idefics (transformers, models/idefics/processing_idefics.py): texts and pictures as they come.
+    "idefics": Template(
+        start="{bos}",
+        reply_close="{eos}",
+        specials=("<fake_token_around_image>",),
+        picture_ends="<fake_token_around_image>",
+        strip=False,
+        begins=False,
+    ),
     # ChatML, as Qwen, SmolLM and others write it.
     "chatml": Template(
         system_open="<|im_start|>system\n",

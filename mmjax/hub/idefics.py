@@ -198,4 +198,5 @@ IDEFICS = Family(
     # IdeficsModel saved alone lacks the level.
     renames=((rf"^(?=({'|'.join(_BASE)})\.)", "model."),),
     ignored=(r"position_ids$", *BUFFERS),
+    template="idefics",
 )

@@ -14,6 +14,8 @@ from mmjax.hub.tensors import CheckpointError
 from mmjax.hub.tokenizer import template_of, tokenizer_section
 
 Checkpoint = HubFolder | GGUFModel
+# Positions of models whose config.json leaves them out, as published ones do (transformers, configuration_*.py).
+_POSITIONS = dict(gemma=8192, gemma2=8192, llama=2048, mistral=4096 * 32, qwen2=32768)
 CONFIG = '''"""Made by `mmjax convert` from {source}. WORKDIR is the folder that this file lies in:
 
     mmjax train --config WORKDIR/config.py --config.sft.data.sources.main.path=MY.jsonl --workdir WORKDIR
@@ -108,11 +110,20 @@ def workdir_config(folder: Checkpoint, section: Mapping[str, Any], beside: Path,
 
 
 def _tokenizer(folder: Checkpoint, beside: Path, target: Path) -> dict[str, Any]:
-    """The `tokenizer` section. Processors of whole models put bos where tokenizers do, if no template does."""
-    text = folder.config.get("text_config")
-    longest = {**(text if isinstance(text, Mapping) else {}), **folder.config}.get("max_position_embeddings")
+    """The `tokenizer` section. Processors of whole models put bos where tokenizers do, if no template does; those
+    with a format of their own always."""
     section = tokenizer_section(beside, target / KEPT)
-    return section | dict(begins=folder.family.part == "", model_max_length=longest or 0)
+    if folder.family.template:
+        section["bos"] = section["names"].get("bos_token")
+    return section | dict(begins=folder.family.part == "", model_max_length=window(folder.config))
+
+
+def window(config: Mapping[str, Any]) -> int:
+    """Positions of a config.json's language model, 0 if they are not known."""
+    text = config.get("text_config")
+    text = {**config, **(text if isinstance(text, Mapping) else {})}
+    found = next((text[key] for key in ("max_position_embeddings", "max_seq_len") if text.get(key)), None)
+    return found or _POSITIONS.get(text.get("model_type"), 0)
 
 
 def media_section(folder: Checkpoint, section: Mapping[str, Any]) -> dict[str, Any]:

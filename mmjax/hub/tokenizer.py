@@ -50,7 +50,7 @@ def tokenizer_section(folder: Path, kept: Path) -> dict[str, Any]:
 
 
 def template_of(folder: Path) -> str:
-    """A config's `template` for a folder: its own in Jinja, or 'bare'. Raises CheckpointError if it is damaged."""
+    """A config's `template` for a folder: its own in Jinja, or 'text'. Raises CheckpointError if it is damaged."""
     if (file := folder / "chat_template.jinja").exists():
         return "jinja:" + file.read_text()
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
@@ -63,7 +63,7 @@ def template_of(folder: Path) -> str:
             raise CheckpointError(f"{folder / name}: chat_template is no text.")
         if found:
             return "jinja:" + found
-    return "bare"
+    return "text"
 
 
 def _names(made: AutoTokenizer) -> dict[str, str]:

@@ -17,6 +17,7 @@ SPECIALS = (
     "<|start_header_id|>",
     "<|end_header_id|>",
     "<|eot_id|>",
+    "<fake_token_around_image>",
 )
 TEXTS = [
     "USER: what colour is the shape? ASSISTANT: it is blue.",
@@ -44,13 +45,13 @@ class Words:
         return [self.words.index(word[0]) for word in found], [word.end() for word in found]
 
     def decode(self, ids):
-        return "".join(self.words[i] for i in ids if i > 8)
+        return "".join(self.words[i] for i in ids if i >= 3 + len(SPECIALS))
 
     def special(self, name):
         return self.words.index(name)
 
     def special_tokens(self):
-        return {name: (i, False, False) for i, name in enumerate(self.words[:9])}
+        return {name: (i, False, False) for i, name in enumerate(self.words[: 3 + len(SPECIALS)])}
 
 
 def make_hf(path, style):

@@ -22,7 +22,7 @@ TURNS = (
     Turn("user", "sure?"),
     Turn("assistant", "yes"),
 )
-I = "<image>"
+I, FAKE = "<image>", "<fake_token_around_image>"
 SYSTEM = TEMPLATES["vicuna_v1"].system + " USER: "
 VICUNA = re.findall(r" ?\w+|.", SYSTEM)  # its text is compared with the original's below
 
@@ -36,6 +36,14 @@ GOLDEN = {
     "vicuna_v1": [
         *("<s>", *VICUNA, I, I, "\n", "what", " is", " it", "?", " ASSISTANT", ":", "* a", "* cat", "*</s>"),
         *("USER", ":", " sure", "?", " ASSISTANT", ":", "* yes", "*</s>"),
+    ],
+    "text": [
+        *("<s>", I, I, "\n", "what", " is", " it", "?", "*a", "* cat", "*</s>"),
+        *("sure", "?", "*yes", "*</s>"),
+    ],
+    "idefics": [
+        *("<s>", FAKE, I, I, FAKE, "what", " is", " it", "?", "*a", "* cat", "*</s>"),
+        *("sure", "?", "*yes", "*</s>"),
     ],
     "paligemma": [
         *(I, I, "<s>", "what", " is", " it", "?", "\n", "*a", "* cat", "*</s>"),
