@@ -128,7 +128,8 @@ class AutoTokenizer:
         names = {token.content for token in (*there, *more)}
         flags = {token.content: token for token in added}
         extra = self.settings.get("extra_special_tokens") or self.settings.get("additional_special_tokens")
-        extra = list(extra.values()) if isinstance(extra, Mapping) else list(extra or self._symbols)
+        by_name = list(extra.values()) if isinstance(extra, Mapping) else []
+        extra = [*(self._symbols if by_name or not extra else extra), *by_name]
         specific = [v for k, v in self.settings.items() if k.endswith("_token") and k[:-6] not in ROLES]
         named = [*(self.settings.get(role, name) or name for role, name in self.names.items()), *extra, *specific]
         for token in named:
