@@ -12,7 +12,7 @@ from mmjax.hub.llava import LLAVA, MODULES, RENAMES
 from mmjax.hub.table import Row, T, patches, reshape, rows_under
 from mmjax.hub.tensors import CheckpointError
 from mmjax.hub.text import attention
-from mmjax.hub.vision import norm
+from mmjax.hub.vision import norm, side
 
 _VISION_DEFAULTS = dict(
     hidden_size=1024,
@@ -43,13 +43,6 @@ _NORMS = {"layer_norm": "layer", "rms_norm": "rms"}
 _QK_EPS = 1e-6  # of the reference's norm of queries and keys, whatever the config says
 
 
-def _side(key: str, value: Any) -> int:
-    sides = set(value) if isinstance(value, list | tuple) else {value}
-    if len(sides) != 1:
-        raise CheckpointError(f"config.json: {key} {value} is no square.")
-    return sides.pop()
-
-
 def _vision_spec(c: Json) -> dict[str, Any]:
     c = {**_VISION_DEFAULTS, **c}
     if c["norm_type"] not in _NORMS or not c["use_absolute_position_embeddings"]:
@@ -66,8 +59,8 @@ def _vision_spec(c: Json) -> dict[str, Any]:
         type="encoders.vit.ViT",
         variant="internvit",
         **{ours: c[theirs] for ours, theirs in _KEYS.items()},
-        size=_side("image_size", c["image_size"]),
-        patch=_side("patch_size", c["patch_size"]),
+        size=side("image_size", c["image_size"]),
+        patch=side("patch_size", c["patch_size"]),
         kv_heads=c["num_attention_heads"],
         head_dim=c["hidden_size"] // c["num_attention_heads"],
         activation=family.activation(c["hidden_act"]),

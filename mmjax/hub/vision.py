@@ -41,7 +41,7 @@ def vit_spec(variant: str, c: Json, defaults: Json, **more: Any) -> dict[str, An
     c = {**defaults, **c}
     if c.get("num_channels", 3) != 3:
         raise CheckpointError(f"config.json: pictures of {c['num_channels']} channels; only 3 are known here.")
-    c |= {key: _side(key, c[key]) for key in ("image_size", "patch_size")}
+    c |= {key: side(key, c[key]) for key in ("image_size", "patch_size")}
     return dict(
         type="encoders.vit.ViT",
         variant=variant,
@@ -124,7 +124,8 @@ def _qkv(name: str) -> tuple[str, ...]:
     return tuple(f"{part}/{name}" for part in ("query", "key", "value"))
 
 
-def _side(key: str, value: Any) -> int:
+def side(key: str, value: Any) -> int:
+    """Pixels of a side, of a number or a pair. Raises CheckpointError for what is no square."""
     sides = set(value) if isinstance(value, list | tuple) else {value}
     if len(sides) != 1:
         raise CheckpointError(f"config.json: {key} {value} is no square; only squares are known here.")
