@@ -9,11 +9,13 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from mmjax.data.buckets import bucket
 from mmjax.data.image import RESAMPLE, ImageError, ImageOptions
 from mmjax.data.views import Layout, Size, Token
 from mmjax.errors import UserError
 
 NARROWEST = 200  # longer side by shorter side
+SMALLEST = 64  # patches that a batch of prompts has room for at least
 
 
 def smart_resize(height: int, width: int, block: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
@@ -80,8 +82,10 @@ def mrope_positions(length: int, spans: Sequence[tuple[int, tuple[int, int]]]) -
 
 
 class Native:
-    """Qwen2-VL: a picture is one medium, {'patches': uint8 [1, N, P * P * 3], 'grid': int32 [1, 2]}, at its own
-    resolution and shape as far as the limits allow. P is `media.size`, the side of a patch in pixels."""
+    """Qwen2-VL: a picture is one medium, {'patches': uint8 [1, n, P * P * 3], 'grid': int32 [1, 2]}, at its own
+    resolution and shape as far as the limits allow. P is `media.size`, the side of a patch in pixels. In a batch
+    there are N patches of each: a number of the config in training, as many as the largest picture takes in
+    prompts."""
 
     sized, axes = True, (3,)
 
@@ -135,10 +139,19 @@ class Native:
     def cut(self, image: Image.Image) -> dict[str, np.ndarray]:
         image = image.resize(self.resized(image.size), RESAMPLE[self.options.resample])
         patches, grid = patchify(np.asarray(image, np.uint8), self.options.size, self.merge)
-        medium = self.empty(1)
-        medium["patches"][0, : len(patches)], medium["grid"][0] = patches, grid
-        return medium
+        return dict(patches=patches[None], grid=np.asarray(grid, np.int32)[None])
 
     def empty(self, count: int) -> dict[str, np.ndarray]:
         patches = np.zeros((count, self.patches, self.options.size**2 * 3), np.uint8)
         return dict(patches=patches, grid=np.zeros((count, 2), np.int32))
+
+    def unlimited(self, span: int) -> tuple[Native, int]:
+        return self._with_room(max(self.patches, self.limits[1] // self.options.size**2))
+
+    def fitted(self, pictures: Sequence[dict[str, np.ndarray]], span: int) -> tuple[Native, int]:
+        most = max((picture["patches"].shape[1] for picture in pictures), default=0)
+        return self._with_room(bucket(most, smallest=SMALLEST))
+
+    def _with_room(self, patches: int) -> tuple[Native, int]:
+        tokens = -(-patches // self.merge**2)
+        return Native(self.options, tokens * self.merge**2, self.merge, *self.limits, self.begin, self.end), tokens

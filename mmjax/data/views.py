@@ -59,6 +59,13 @@ class Views(Protocol):
     def empty(self, count: int) -> Any:
         """What `cut` makes, for `count` tiles, all zeros."""
 
+    def unlimited(self, span: int) -> tuple[Views, int]:
+        """Views with room for every picture, and the `span` of theirs: what a prompt may show, if a row of a fixed
+        size may not."""
+
+    def fitted(self, pictures: Sequence[Any], span: int) -> tuple[Views, int]:
+        """Views with room for what has been cut of these pictures, and little more, and the `span` of theirs."""
+
 
 def count(tiles: Any) -> int:
     """How many tiles `cut` has made."""
@@ -66,9 +73,9 @@ def count(tiles: Any) -> int:
 
 
 def put(values: Any, begin: int, tiles: Any) -> None:
-    """Writes what `cut` has made into media `begin` and on of what `empty` has."""
+    """Writes what `cut` has made into media `begin` and on of what `empty` has; what it is short of stays."""
     for full, new in zip(jax.tree.leaves(values), jax.tree.leaves(tiles), strict=True):
-        full[begin : begin + len(new)] = new
+        full[(slice(begin, begin + len(new)), *map(slice, new.shape[1:]))] = new
 
 
 def put_positions(row: np.ndarray, begin: int, positions: np.ndarray) -> None:
@@ -97,6 +104,13 @@ class _Squares:
 
     def empty(self, count: int) -> np.ndarray:
         return np.zeros((count, self.options.size, self.options.size, 3), np.uint8)
+
+    def unlimited(self, span: int) -> tuple[Views, int]:
+        return self, span
+
+    def fitted(self, pictures: Sequence[Any], span: int) -> tuple[Views, int]:
+        del pictures  # all are of one size
+        return self, span
 
 
 class Whole(_Squares):

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from mmjax.data.buckets import bucket
 from mmjax.errors import UserError
-from mmjax.inference.program import bucket, check_positions, last_hidden, pad_tokens, repeat_rows
+from mmjax.inference.program import check_positions, last_hidden, pad_tokens, repeat_rows
 from mmjax.model import MultimodalLM
 from mmjax.types import Batch, Cache
 

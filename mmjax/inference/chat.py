@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmjax.data.buckets import bucket
 from mmjax.data.chat import Chat
 from mmjax.data.encoded import Encoded
 from mmjax.data.marks import without_marks
@@ -25,7 +26,6 @@ from mmjax.data.views import Layout, Views
 from mmjax.errors import UserError
 from mmjax.inference import sample
 from mmjax.inference.beam import beam
-from mmjax.inference.program import bucket
 from mmjax.inference.prompts import Picture, ask, check, collate, load_rgb, mark, size_of
 from mmjax.inference.score import log_likelihood_of_replies
 from mmjax.inference.text import TextStream, answer
@@ -240,7 +240,7 @@ class Assistant:
                     image = load_rgb(picture, self.views, f"{prompt.id}, picture {k}:")
                     loaded[_key(picture)] = self.views.cut(image)
         pictures = [[loaded[_key(picture)] for picture in prompt.images] for prompt in prompts]
-        batch = collate(encoded, pictures, rows, self.views)
+        batch = collate(encoded, pictures, rows, self.views, self.encoder.span)
         return batch if self.model.encoders else batch.replace(media={})
 
     def _rule(self, sampling: Sampling, rows: Sequence[int]) -> sample.Rule:

@@ -51,10 +51,10 @@ def load(workdir: str | Path, stage: str | None = None, trust: Sequence[str] = (
     data = read_spec(chosen.data)
     splice = model.fusion == "splice"
     span = model.tokens_per_medium().get("image", 1) if splice else 1
+    views, span = data.media.make_views().unlimited(span)
     chat = make_chat(data, tokenizer, span, splice, data.template, model.backbone.vocab)
     window = max(data.length, tokenizer.model_max_length)
     sampling = Sampling(max_new=min(Sampling.max_new, window // 4))  # leaves most of the window to the prompt
-    views = data.media.make_views()
     return Assistant(model, params, chat, views, length=window, batch=BATCH, sampling=sampling)
 
 

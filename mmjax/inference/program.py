@@ -1,4 +1,4 @@
-"""Few compiled programs for many calls: shapes come in buckets."""
+"""What the programs for prompts share: rows padded, positions checked, a cache's rows repeated."""
 
 from __future__ import annotations
 
@@ -9,18 +9,6 @@ import numpy as np
 from mmjax.errors import UserError
 from mmjax.model import MultimodalLM
 from mmjax.types import Batch, Cache
-
-SMALLEST = 16
-
-
-def bucket(size: int, smallest: int = SMALLEST) -> int:
-    """The next of smallest * (1, 1.5, 2, 3, 4, 6, 8, ...) that holds `size`: at most half as much again."""
-    step = smallest
-    while step < size:
-        if step + step // 2 >= size:
-            return step + step // 2
-        step *= 2
-    return step
 
 
 def pad_tokens(batch: Batch, length: int) -> Batch:

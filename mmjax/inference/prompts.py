@@ -12,12 +12,12 @@ import numpy as np
 from PIL import Image
 
 from mmjax.data import image as images
+from mmjax.data.buckets import bucket
 from mmjax.data.encoded import Encoded
 from mmjax.data.fields import check_text
 from mmjax.data.marks import MARK, count_marks, escape_marks
 from mmjax.data.views import Size, Views, count, put, put_positions
 from mmjax.errors import UserError
-from mmjax.inference.program import bucket
 from mmjax.types import Batch, Media, Sample, Turn
 
 # A path, encoded bytes, an array (`data.image.from_array`), or a PIL image of any mode that a file may have.
@@ -94,12 +94,15 @@ def _named(picture: Picture, name: str) -> Iterator[None]:
         raise images.ImageError(f"{path} {error}") from error
 
 
-def collate(encoded: Sequence[Encoded], pictures: Sequence[Sequence[Any]], rows: int, views: Views) -> Batch:
+def collate(
+    encoded: Sequence[Encoded], pictures: Sequence[Sequence[Any]], rows: int, views: Views, span: int
+) -> Batch:
     """Prompts as one batch, one a row, in buckets of length and of pictures.
 
     Args:
       encoded: tokens of each prompt. pictures: what the views have cut, those of each prompt; one that several
         prompts share, the same object in each, is in the batch once. rows: B; those beyond the prompts stay empty.
+      span: projected tokens of a medium, as the prompts' slots have it.
     """
     length = bucket(max(map(len, encoded)))
     # Always one slot at least: with and without a picture it is the same program.
@@ -111,7 +114,8 @@ def collate(encoded: Sequence[Encoded], pictures: Sequence[Sequence[Any]], rows:
     distinct = {id(tiles): tiles for shown in pictures for tiles in shown}
     ends = np.cumsum([count(tiles) for tiles in distinct.values()], dtype=int)
     place = {key: range(end - count(distinct[key]), end) for key, end in zip(distinct, ends, strict=True)}
-    values = views.empty(bucket(int(ends[-1]) if len(ends) else 0, smallest=min(8, rows)))
+    fitted, here_span = views.fitted(list(distinct.values()), span)
+    values = fitted.empty(bucket(int(ends[-1]) if len(ends) else 0, smallest=min(8, rows)))
     for key, tiles in distinct.items():
         put(values, place[key].start, tiles)
     values = jax.tree.map(lambda leaf: leaf[None], values)
@@ -121,7 +125,8 @@ def collate(encoded: Sequence[Encoded], pictures: Sequence[Sequence[Any]], rows:
         tokens[here], segments[here] = one.tokens, 1
         put_positions(positions[row], 0, one.positions)
         causal[here], loss_weight[here] = one.causal, one.loss_weight
-        slot[here], visible[here] = one.slot, one.visible
+        medium, token = np.divmod(one.slot, span)
+        slot[here], visible[here] = np.where(one.slot < 0, -1, medium * here_span + token), one.visible
         used = [k for tiles in shown for k in place[id(tiles)]]
         index[row, : len(used)], valid[row, : len(used)] = used, True
     media = {"image": Media(values, valid, slot, visible, index)}

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmjax.inference.program import bucket, check_positions, last_hidden, pad_tokens, repeat_rows
+from mmjax.data.buckets import bucket
+from mmjax.inference.program import check_positions, last_hidden, pad_tokens, repeat_rows
 from mmjax.model import MultimodalLM
 from mmjax.types import Batch
 

@@ -11,10 +11,14 @@ from parity import TOLERANCE, error, imported, logits, randomise
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+import mmjax
+from mmjax.convert import import_folder
 from mmjax.data.image import ImageError, ImageOptions
 from mmjax.data.patches import Native
 from mmjax.data.pipeline import make_dataset
 from mmjax.data.tokenizer import HFTokenizer
+from mmjax.inference.chat import Sampling
+from mmjax.types import Sample, Turn
 from mmjax.workdir import load_config
 
 SPECIALS = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
@@ -130,9 +134,57 @@ def test_limits_and_pictures_that_do_not_fit_are_refused():
     options = ImageOptions(PATCH, "stretch", 10**6)
     views = Native(options, patches=PATCHES, merge=2, **LIMITS)
     assert views.layout((31, 45), 16).grid == (4, 3)
-    with pytest.raises(ImageError, match="takes 224 patches and there is room for 64"):
+    with pytest.raises(ImageError, match=r"takes \d+ patches .* room for 64: raise data.media.views.patches"):
         views.layout((2000, 10), 16)
+    with pytest.raises(ImageError, match="too narrow"):
+        views.layout((2010, 10), 16)
     with pytest.raises(ValueError, match="not the 4 tokens"):
         views.layout((31, 45), 4)
     with pytest.raises(ValueError, match="are no limits"):
-        Native(options, patches=PATCHES, merge=2, min_pixels=9, max_pixels=8)
+        Native(options, patches=8, merge=2, min_pixels=17, max_pixels=16)
+
+
+def test_room_for_pictures():
+    """In training a fixed room; of prompts as much as the largest picture takes."""
+    options = ImageOptions(PATCH, "stretch", 10**6)
+    limits = dict(min_pixels=16 * 16, max_pixels=1000 * PATCH**2)
+    rows = Native(options, patches=PATCHES, merge=2, **limits)
+    with pytest.raises(ImageError, match=r"takes 784 patches .* lower data.media.views.max_pixels to 1,024"):
+        rows.layout((112, 116), 16)
+    prompts, span = rows.unlimited(16)
+    layout = prompts.layout((112, 116), span)
+    assert (span, layout.grid, len(layout.pieces[1])) == (250, (14, 14), 196)
+    small, large = (prompts.cut(Image.new("RGB", size)) for size in ((8, 8), (112, 116)))
+    assert large["patches"].shape[1] == 784
+    fitted, span = prompts.fitted([small, large], span)
+    assert (fitted.patches, span) == (1024, 256)
+    assert fitted.empty(2)["patches"].shape == (2, 1024, 3 * PATCH**2)
+    assert prompts.fitted([], 250)[0].patches == 64
+
+
+def test_answers_about_pictures_that_no_row_of_training_has_room_for(folder, tmp_path):
+    import_folder(folder / "hf", tmp_path / "run")
+    file = tmp_path / "run" / "config.json"
+    raw = json.loads(file.read_text())
+    for section in (raw["model"]["encoders"]["image"], raw["sft"]["data"]["media"]["views"]):
+        section["patches"] = 16
+    raw["sft"]["data"]["template"] = "chatml"
+    file.write_text(json.dumps(raw))
+    assistant = mmjax.load(str(tmp_path / "run"))
+    questions = [("<image>and <image>\nwhich?", (2, 3)), ("<image>\n", (1,)), ("none", ())]
+    shown = [tuple(Image.open(folder / f"{i}.png") for i in numbers) for _, numbers in questions]
+    prompts = [Sample(said, (Turn("user", said),), p) for (said, _), p in zip(questions, shown, strict=True)]
+    encoded = [assistant._encode(prompt, 6) for prompt in prompts]
+    batch = assistant._collate(encoded, prompts, 3)
+    assert batch.media["image"].values["patches"].shape[2] == 64
+    tokens, _ = assistant._decode(batch, range(3), Sampling(max_new=6))
+    reference = transformers.Qwen2VLForConditionalGeneration.from_pretrained(folder / "hf")
+    for row, (prompt, pictures) in enumerate(zip(prompts, shown, strict=True)):
+        given = theirs_of(prompt.turns[0].text.strip(), list(pictures))
+        length = len(encoded[row])
+        assert given["input_ids"][0, :length].tolist() == encoded[row].tokens.tolist()
+        given |= {name: given[name][:, :length] for name in ("input_ids", "mm_token_type_ids")}
+        answer = reference.generate(**given, do_sample=False, max_new_tokens=6, eos_token_id=1, pad_token_id=0)
+        answer = answer[0, length:].tolist()
+        answer = answer[: answer.index(1)] if 1 in answer else answer
+        assert tokens[row, : len(answer)].tolist() == answer

@@ -108,7 +108,7 @@ def test_logits_answers_and_weights_of(name, tmp_path):
     for row in range(len(data)):
         for segment, (_, index) in enumerate(data.plan.row(row), 1):
             question, answer, shown = CONVERSATIONS[index]
-            given = tiled.inputs(processor, f"<s>{question}\n{answer}</s>", shown)
+            given = tiled.inputs(processor, f"<s>{question}{answer}</s>", shown)
             here = batch.segments[row] == segment
             np.testing.assert_array_equal(batch.tokens[row, here], given["input_ids"][0])
             assert error(found[row, here], theirs(**given).logits[0]) < TOLERANCE
@@ -125,7 +125,7 @@ def assert_same_answers(assistant, theirs, processor):
     batch = assistant._collate(encoded, prompts, len(prompts))
     tokens, _ = assistant._decode(batch, range(len(prompts)), Sampling(max_new=NEW))
     for k, (question, _, shown) in enumerate(CONVERSATIONS):
-        given = tiled.inputs(processor, f"<s>{question}\n", shown)
+        given = tiled.inputs(processor, f"<s>{question}", shown)
         answer = theirs.generate(**given, do_sample=False, max_new_tokens=NEW, eos_token_id=1, pad_token_id=0)
         answer = answer[0, given["input_ids"].shape[1] :].tolist()
         answer = answer[: answer.index(1)] if 1 in answer else answer

@@ -152,7 +152,9 @@ def test_scores_are_sums_of_log_probabilities(fusion):
         reply = dataclasses.replace(MANY[4], turns=(*MANY[4].turns, Turn("assistant", candidate)))
         encoded = assistant.encoder.encode(reply)
         log_probs = forward_log_probs(
-            assistant.model, assistant.params, collate([encoded], [[RED[None]]], 1, assistant.views)
+            assistant.model,
+            assistant.params,
+            collate([encoded], [[RED[None]]], 1, assistant.views, assistant.encoder.span),
         )
         # The candidate, then the token that ends a reply; what follows that is no part of it.
         targets = [*Letters().encode(candidate)[0], Letters.specials["<|im_end|>"]]

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from tiny import LENGTHS, continued, forward_log_probs, prompts, random_params, row_of, tiny_model
 
+from mmjax.data.buckets import bucket
 from mmjax.inference import sample
 from mmjax.inference.beam import beam
-from mmjax.inference.program import bucket, pad_tokens
+from mmjax.inference.program import pad_tokens
 from mmjax.model import MultimodalLM
 
 GREEDY = dict(temperature=0, top_k=0, top_p=1)
