@@ -52,7 +52,7 @@ def test_trained_adapters_serve_merged_and_apart(tmp_path):
     batch = next(data.batches(1))
     found = logits(model, load(tmp_path / "trained").params, batch)
     question, answer, shown = CONVERSATIONS[next(index for _, index in data.plan.row(0))]
-    given = tiled.inputs(processor, f"<s>{question}\n{answer}</s>", shown)
+    given = tiled.inputs(processor, f"<s>{question}{answer}</s>", shown)
     here = batch.segments[0] == 1
     np.testing.assert_array_equal(batch.tokens[0, here], given["input_ids"][0])
     before = theirs(**given).logits[0]
