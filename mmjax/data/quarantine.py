@@ -6,9 +6,11 @@ import json
 import os
 import threading
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from mmjax.errors import UserError
+from mmjax.files import append_lines, make_folder, writing
 
 LINE = 1000  # characters of a bad record, or of a reason, that are kept
 _LOCK = threading.Lock()  # one a process; between processes a line is one append
@@ -52,6 +54,9 @@ class Quarantine:
           sizes: number of records of each source.
           max_refused: the share (0..1) of a source's records that may be refused.
           stage, split: whose data this is; what others wrote is kept and not counted.
+
+        Raises:
+          UserError: the log cannot be made or written.
         """
         self.path = os.fspath(path)
         self.sizes = dict(sizes)
@@ -59,8 +64,8 @@ class Quarantine:
         self.stage, self.split = stage, split
         self._seen: dict[str, set[str]] = {name: set() for name in self.sizes}
         self._file, self._read = 0, 0  # which file, and how many of its bytes are counted
-        os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
-        with _LOCK:
+        make_folder(Path(self.path).parent)
+        with _LOCK, writing(self.path):
             self._tidy()
             self._catch_up()
 
@@ -69,15 +74,14 @@ class Quarantine:
 
         Raises:
           TooManyBadRecords: the source has now lost more than its share.
+          UserError: the log cannot be written.
         """
-        with _LOCK:
+        with _LOCK, writing(self.path):
             self._catch_up()
             if error.id not in self._seen[source]:
                 self._seen[source].add(error.id)
                 entry = dict(stage=self.stage, split=self.split, source=source, id=error.id, reason=error.reason)
-                line = json.dumps(entry | dict(line=error.line[:LINE], measured=measured))
-                with open(self.path, "ab", buffering=0) as log:
-                    log.write(line.encode() + b"\n")
+                append_lines(self.path, [json.dumps(entry | dict(line=error.line[:LINE], measured=measured))])
             refused = len(self._seen[source])
         if refused > self.max_refused * self.sizes[source]:
             raise TooManyBadRecords(
@@ -88,7 +92,7 @@ class Quarantine:
 
     def counts(self) -> dict[str, int]:
         """Number of refused records of each source, over all processes that write this file and all restarts."""
-        with _LOCK:
+        with _LOCK, writing(self.path):
             self._catch_up()
         return {name: len(ids) for name, ids in self._seen.items()}
 

@@ -5,6 +5,7 @@ A step, everywhere here, is the number of training steps done. Of several proces
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sys
@@ -20,7 +21,9 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from mmjax.errors import MissingPackage
+from mmjax.files import DiskError, append_lines, make_folder, write_text, writing
 
+WAITING = 1000  # points that may wait for TensorBoard's thread: if it dies of a full disk, nobody waits for it
 PLAIN_SECONDS = 30.0  # between two lines of progress where no bar can be drawn
 _COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 _compilations = 0
@@ -75,49 +78,58 @@ class Metrics(AbstractContextManager):
 
     Raises:
       MissingPackage: W&B is asked for and not installed.
+      UserError: a file of these cannot be written, here or later: a full disk, or no right to.
     """
 
     def __init__(self, directory: str | Path, step: int, wandb: Mapping[str, Any] | None):
-        self._lines = self._board = self._wandb = None
+        self._board = self._wandb = None
         if jax.process_index() != 0:
             return
         directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
+        make_folder(directory)
         if wandb is not None:
             self._wandb = _start_wandb(directory, wandb)
-        path = directory / "metrics.jsonl"
-        _cut(path, step)
-        self._lines = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1)
+        self._lines, self._events = directory / "metrics.jsonl", directory / "tensorboard"
+        _cut(self._lines, step)
+        with writing(self._events):
+            self._board = SummaryWriter(str(self._events), purge_step=step + 1, max_queue=WAITING)
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Writes one line, `{"step": step, "time": seconds since 1970, **values}`, at once.
 
         Args:
           values: name -> number, or an array of one; one not finite is `null` in the file, as JSON has no NaN.
+
+        Raises:
+          UserError: the disk is full, or the file has become unwritable.
         """
-        if self._lines is None:
+        if self._board is None:
             return
         values = {name: float(value) for name, value in values.items()}
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         line = {"step": int(step), "time": round(time.time(), 3), **finite}
-        self._lines.write(json.dumps(line, allow_nan=False) + "\n")
-        self._lines.flush()
+        append_lines(self._lines, [json.dumps(line, allow_nan=False)])
+        if not self._board.file_writer.event_writer._worker.is_alive():  # an OSError ended it, and it tells nobody
+            raise DiskError(
+                f"{self._events}: cannot be written to. Make room there, then give the same command again."
+            )
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
         if self._wandb is not None:
             self._wandb.log(values, step=step)
 
     def close(self) -> None:
-        """Closes the files, and the W&B run."""
-        if self._lines is not None:
-            self._lines.close()
-            self._board.close()
+        """Closes the files, and the W&B run. Raises UserError if TensorBoard's last points cannot be written."""
         if self._wandb is not None:
             self._wandb.finish()
+        if self._board is not None:
+            with writing(self._events):
+                self._board.close()
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # What has gone wrong already is what is told: a disk that is full is so for the last points as well.
+        with contextlib.suppress(*[DiskError] if kind else []):
+            self.close()
 
 
 def _cut(path: Path, step: int) -> None:
@@ -126,14 +138,12 @@ def _cut(path: Path, step: int) -> None:
         return
     kept = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
-        try:
-            if line.endswith("\n") and json.loads(line)["step"] <= step:
+        with contextlib.suppress(ValueError):  # a kill in the midst of a write
+            said = json.loads(line)
+            at = said.get("step") if isinstance(said, dict) else None
+            if line.endswith("\n") and isinstance(at, int | float) and at <= step:
                 kept.append(line)
-        except ValueError:  # a kill in the midst of a write
-            continue
-    writing = path.with_suffix(".writing")
-    writing.write_text("".join(kept), encoding="utf-8")
-    writing.replace(path)
+    write_text(path, "".join(kept))
 
 
 def _start_wandb(directory: Path, arguments: Mapping[str, Any]) -> Any:
@@ -145,7 +155,7 @@ def _start_wandb(directory: Path, arguments: Mapping[str, Any]) -> Any:
         ) from error
     identity = directory / "wandb_id"
     if not identity.exists():
-        identity.write_text(uuid.uuid4().hex)
+        write_text(identity, uuid.uuid4().hex)
     known = {"dir": str(directory), "id": identity.read_text(), "resume": "allow"}
     return wandb.init(**known | dict(arguments))
 

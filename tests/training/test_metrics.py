@@ -7,8 +7,10 @@ import types
 import jax
 import jax.numpy as jnp
 import pytest
+from small_disk import ROOM, full_disk, other_folder, read_only
 from tensorboardX.proto import event_pb2
 
+from mmjax.errors import UserError
 from mmjax.training import metrics
 from mmjax.training.metrics import Metrics, Progress, Timer, compilations
 
@@ -160,3 +162,38 @@ def test_compilations_are_counted():
     assert compilations() == before + 1  # nothing new to compile
     jax.block_until_ready(triple(b))
     assert compilations() == before + 2  # another shape
+
+
+def test_lines_of_another_shape_are_cut(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('[1]\n7\n{"loss": 1}\n{"step": "2"}\n{"step": 1, "loss": 1}\n')
+    Metrics(tmp_path, 2, None).close()
+    assert lines(tmp_path) == [{"step": 1, "loss": 1}]
+
+
+def test_a_full_disk_is_one_error(tmp_path):
+    """Of metrics.jsonl; what TensorBoard's file has no room for either does not hide it."""
+    refused = r"metrics.jsonl: cannot be written to \(File too large\). Make room"
+    with pytest.raises(UserError, match=refused), Metrics(tmp_path, 0, None) as writer:
+        for file in (tmp_path / "metrics.jsonl", *(tmp_path / "tensorboard").iterdir()):
+            with file.open("ab") as opened:
+                opened.truncate(ROOM - 10)
+        with full_disk():
+            writer.write(1, {"loss": 0.5})
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_tensorboards_full_disk_is_told_and_nobody_waits(tmp_path):
+    with Metrics(tmp_path, 0, None) as writer:
+        (events,) = (tmp_path / "tensorboard").iterdir()
+        with full_disk(), pytest.raises(UserError, match=r"tensorboard: cannot be written to. Make room"):
+            for step in range(1, 200):  # far more points than its thread would take unasked
+                writer.write(step, {f"{i}{'x' * 30_000}": 1.0 for i in range(3)})
+                (tmp_path / "metrics.jsonl").unlink()
+                time.sleep(0.01)
+    assert events.exists()
+
+
+def test_a_folder_that_cannot_be_written():
+    refused = pytest.raises(UserError, match=r"run: cannot be made a folder \(Permission denied\)")
+    with other_folder() as folder, read_only(folder), refused:
+        Metrics(folder / "run", 0, None)
