@@ -79,7 +79,7 @@ def import_folder(source: Path, target: Path) -> None:
         logging.info("%s: kept aside, no parameter stands for them: %s.", source, listed(left))
     if buffers := [name for name in folder.tensors.specs if name not in used and name not in left]:
         logging.info("%s: left out, buffers that are computed here: %s.", source, listed(buffers))
-    (target / "config.py").write_text(CONFIG.format(source=source.name))
+    (target / "config.py").write_text(CONFIG)
     save_config(raw, target)
 
 

@@ -75,7 +75,8 @@ class Chat:
         opened = open_template(template)
         self.template, self.jinja = (opened, None) if isinstance(opened, Template) else (Template(""), None)
         if isinstance(opened, str):
-            self.jinja = JinjaTemplate(opened, tokenizer.names, tokenizer.special_tokens(), self._image_token)
+            special = tokenizer.special_tokens()
+            self.jinja = JinjaTemplate(opened, tokenizer.names, special, self._image_token, tokenizer.eos)
         self._names = {"{bos}": tokenizer.bos, "{eos}": tokenizer.eos}
         self._names |= {name: tokenizer.special(name) for name in self.template.specials}
         self._split = re.compile("(" + "|".join(map(re.escape, self._names)) + ")")
@@ -95,9 +96,14 @@ class Chat:
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
-        """Texts that end a reply, where the template has no token for that."""
-        close = self.jinja.close if self.jinja else self.template.reply_close
-        return () if self._close_ids or not close else (close,)
+        """Texts that end a reply, where a template of ours has no token for that."""
+        close = self.template.reply_close
+        return () if self.jinja or self._close_ids or not close else (close,)
+
+    @property
+    def opening(self) -> str:
+        """White space that the template puts before a reply: no part of an answer."""
+        return self.jinja.opening if self.jinja else self.template.reply_open
 
     @property
     def _close_ids(self) -> tuple[int, ...]:
@@ -169,7 +175,7 @@ class Chat:
             turns.insert(0, Turn("system", t.system))
         pieces = list(self._marked(t.start))
         for turn in turns:
-            text = turn.text.strip() if t.strip or turn.role == "assistant" else turn.text
+            text = turn.text.strip() if t.strip else turn.text.rstrip() if turn.role == "assistant" else turn.text
             if turn.role == "assistant":
                 pieces += self._marked(t.assistant_open) + self._marked(t.reply_open, turn.weight)
                 pieces += _typed(text, turn.weight) + self._marked(t.reply_close, turn.weight)

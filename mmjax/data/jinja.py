@@ -29,7 +29,12 @@ Stretch = tuple[str | int | None, float | None]
 
 
 class JinjaTemplate:
-    """A template with the tokens that it may write. close: what ends a reply, '' if nothing does."""
+    """A template with the tokens that it may write.
+
+    opening: white space that it writes before a reply, behind the prompt for it. close: what ends a reply, up to a
+    special token; '' if what it writes behind replies has none. Then `eos` ends them: a model that learned a line's
+    end or a space for it would stop at the first one.
+    """
 
     def __init__(
         self,
@@ -37,26 +42,28 @@ class JinjaTemplate:
         names: Mapping[str, str],
         specials: Mapping[str, tuple[int, bool, bool]],
         image_token: str,
+        eos: int | None,
     ):
         """
         Args:
           names: what the template calls tokens: 'bos_token' -> '<s>'.
           specials: special tokens: text -> (id, whether it takes the space before it, and behind it).
           image_token: the special token that the template writes for a picture.
+          eos: the token that ends replies where the template has none for that, None if there is no such token.
 
         Raises:
           TemplateError: it is no template, or writes no conversation down.
         """
         self.source, self.names = source, dict(names)
         self.specials = {name: token for name, token in specials.items() if len(name) > 1}  # one cannot be broken
-        self.image_token = image_token
+        self.image_token, self.eos = image_token, eos
         self._template = Template(source)
         longest = sorted(self.specials, key=len, reverse=True)
         self._spelled = re.compile("|".join(map(re.escape, longest)) or r"(?!)")
-        self._special = re.compile("|".join(map(self._around, longest)) or r"(?!)")
+        self._special = re.compile("|".join([*map(self._around, longest), _END]))
         self._first = re.compile("[" + "".join(re.escape(c) for c in sorted({n[0] for n in longest})) + "]")
         self._lists = self._find_lists()
-        self.close = self._find_close()
+        self.opening, self.close = self._find_frame()
 
     @property
     def close_ids(self) -> tuple[int, ...]:
@@ -65,7 +72,8 @@ class JinjaTemplate:
 
     def stretches(self, turns: Sequence[Turn], generate: bool) -> list[Stretch]:
         """The conversation in order; with the opening of a reply at its end if `generate`, else with the weights
-        of a training example: each reply with what ends it is a target.
+        of a training example: each reply with what ends it is a target. An `eos` that the template leaves out
+        stands behind the replies that weigh anything; what is read and not learned stands as in a prompt.
 
         Raises:
           TemplateError: the template does not take such a conversation, or its prompt for a reply is not how it
@@ -103,9 +111,9 @@ class JinjaTemplate:
         return self._template.render(**self.names, **given)
 
     def _message(self, turn: Turn, lists: Sequence[str] | None = None) -> dict[str, Any]:
-        """What the template gets of a turn. Space around a reply is left out, as generation does it."""
+        """What the template gets of a turn. White space behind a reply is left out, as generation does it."""
         reply = turn.role == "assistant"
-        parts = [self._marked(part) for part in split_marks(turn.text.strip() if reply else turn.text)]
+        parts = [self._marked(part) for part in split_marks(turn.text.rstrip() if reply else turn.text)]
         if turn.role not in (self._lists if lists is None else lists):
             return dict(role=turn.role, content=_PICTURE.join(parts) + _END * reply)
         content: list[dict[str, str]] = []
@@ -143,17 +151,22 @@ class JinjaTemplate:
             raise trouble
         raise TemplateError("the chat template leaves out what a user asks, or an assistant answers")
 
-    def _find_close(self) -> str:
-        """What stands behind a reply, up to the first special token, if there is one."""
-        text = self._render([self._message(Turn(role, _WORD)) for role in ("user", "assistant")], False)
+    def _find_frame(self) -> tuple[str, str]:
+        """What stands around a reply: white space before it, and all up to the first special token behind it."""
+        asked, said = (self._message(Turn(role, _WORD)) for role in ("user", "assistant"))
+        text = self._render([asked, said], False)
         tail = text[text.index(_END) + 1 :]
         special = self._spelled.search(tail)
-        return tail[: special.end()] if special else tail
+        prompt = self._render([asked], True)
+        before = text[len(prompt) : text.rindex(_WORD)] if text.startswith(prompt) else ""
+        return before if before.isspace() else "", tail[: special.end()] if special else ""
 
-    def _targets(self, turns: Sequence[Turn], text: str) -> list[tuple[int, int, float]]:
-        """Where in the text each reply begins and ends, and what it weighs as a target."""
-        if not self.close:
-            raise TemplateError("the chat template does not end replies: a model would not learn to")
+    def _targets(self, turns: Sequence[Turn], text: str) -> list[tuple[int, int, float | None]]:
+        """Where in the text each reply begins and ends, and what it weighs as a target, None for nothing."""
+        if not self.close and self.eos is None:
+            raise TemplateError(
+                "the chat template does not end replies, and the tokenizer names no eos: a model learns no end"
+            )
         targets, place = [], 0
         for k, turn in enumerate(turns):
             if turn.role != "assistant":
@@ -168,13 +181,13 @@ class JinjaTemplate:
             place = text.find(_END, len(prompt))
             if place < 0:
                 raise TemplateError(f"the chat template leaves out reply {len(targets) + 1}")
-            end = place + 1 + len(self.close) * text.startswith(self.close, place + 1)
-            targets.append((len(prompt), end, turn.weight))
+            end = place + 1 + (len(self.close) if text.startswith(self.close, place + 1) else 0)
+            targets.append((len(prompt), end, turn.weight or None))
         if text.count(_END) != len(targets):
             raise TemplateError("the chat template writes a reply down twice")
         return targets
 
-    def _cut(self, text: str, targets: Sequence[tuple[int, int, float]]) -> list[Stretch]:
+    def _cut(self, text: str, targets: Sequence[tuple[int, int, float | None]]) -> list[Stretch]:
         found: list[Stretch] = []
         edges = sorted(edge for target in targets for edge in target[:2])
 
@@ -192,8 +205,13 @@ class JinjaTemplate:
 
         place = 0
         for match in self._special.finditer(text):
-            name = match[0].strip() if match[0] not in self.specials else match[0]
             plain(place, match.start())
+            if match[0] == _END:
+                if not self.close and weight(match.start()):
+                    found.append((self.eos, weight(match.start())))
+                place = match.end()
+                continue
+            name = match[0].strip() if match[0] not in self.specials else match[0]
             picture = name == self.image_token
             begin = match.start() + match[0].index(name)
             found.append((None, None) if picture else (self.specials[name][0], weight(begin)))

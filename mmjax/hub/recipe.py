@@ -16,7 +16,7 @@ from mmjax.hub.tokenizer import template_of, tokenizer_section
 Checkpoint = HubFolder | GGUFModel
 # Positions of models whose config.json leaves them out, as published ones do (transformers, configuration_*.py).
 _POSITIONS = dict(gemma=8192, gemma2=8192, llama=2048, mistral=4096 * 32, qwen2=32768)
-CONFIG = '''"""Made by `mmjax convert` from {source}. WORKDIR is the folder that this file lies in:
+CONFIG = '''"""Made by `mmjax convert`. WORKDIR is the folder that this file lies in:
 
     mmjax train --config WORKDIR/config.py --config.sft.data.sources.main.path=MY.jsonl --workdir WORKDIR
 """

@@ -21,7 +21,7 @@ import numpy as np
 from mmjax.data.buckets import bucket
 from mmjax.data.chat import Chat
 from mmjax.data.encoded import Encoded
-from mmjax.data.marks import without_marks
+from mmjax.data.marks import escape_marks, without_marks
 from mmjax.data.views import Layout, Views
 from mmjax.errors import UserError
 from mmjax.inference import sample
@@ -114,7 +114,9 @@ class Assistant:
             tokens, lengths = self._decode(batch, [*chosen, *[0] * (rows - len(chosen))], sampling)
             for row, i in enumerate(chosen):
                 ids = tokens[row, : lengths[row]].tolist()
-                answers[i] = answer(self.encoder.tokenizer.decode, ids, self._stops(sampling))
+                answers[i] = answer(
+                    self.encoder.tokenizer.decode, ids, self._stops(sampling), self.encoder.opening
+                )
         return answers
 
     def stream(self, prompt: Sample, sampling: Sampling | None = None, *, turn: int = 0) -> Iterator[str]:
@@ -122,7 +124,7 @@ class Assistant:
         sampling = sampling or self.sampling
         encoded = self._encode(prompt, sampling.max_new)
         batch = self._collate([encoded], [prompt], rows=1)
-        text = TextStream(self.encoder.tokenizer.decode, self._stops(sampling))
+        text = TextStream(self.encoder.tokenizer.decode, self._stops(sampling), self.encoder.opening)
         steps = sample.stream(self.model, self.params, batch, self._rule(sampling, [turn]), sampling.max_new)
         for token, done in steps:
             piece = "" if done[0] else text.push(int(token[0]))
@@ -164,7 +166,9 @@ class Assistant:
 
     def _reply(self, prompt: Sample, encoded: Encoded, text: str) -> tuple[np.ndarray, np.ndarray]:
         """(tokens of a reply to the prompt, which of them are targets), up to the last target."""
-        whole = dataclasses.replace(prompt, turns=(*prompt.turns, Turn("assistant", text)))
+        # Replies before it weigh nothing: they stand as in the prompt.
+        before = (dataclasses.replace(turn, weight=0.0) for turn in prompt.turns)
+        whole = dataclasses.replace(prompt, turns=(*before, Turn("assistant", escape_marks(text))))
         reply = self.encoder.encode(whole, self._layouts(prompt))
         self._check_length(prompt, len(reply))
         targets = reply.loss_weight[len(encoded) :] > 0
@@ -306,7 +310,7 @@ class Conversation:
                 yield piece
         finally:
             if said:
-                self.turns += [question, Turn("assistant", said)]
+                self.turns += [question, Turn("assistant", escape_marks(said))]
                 self.images += new
 
 

@@ -17,9 +17,9 @@ class TextStream:
     """An answer that comes token by token. What has been given out is never taken back: text that may still turn
     out to be the beginning of a stop string, or of a character, waits."""
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], stops: Sequence[str]):
-        """decode: token ids -> text. stops: strings before which the answer ends."""
-        self._decode, self._stops = decode, tuple(stops)
+    def __init__(self, decode: Callable[[Sequence[int]], str], stops: Sequence[str], opening: str = ""):
+        """decode: token ids -> text. stops: strings before which the answer ends. opening: as for `answer`."""
+        self._decode, self._stops, self._opening = decode, tuple(stops), opening
         self._ids: list[int] = []
         self._given = ""
         self.stopped = False
@@ -32,16 +32,19 @@ class TextStream:
     def push(self, token: int) -> str:
         """Takes the next token; returns the text that can be given out now, often ''."""
         self._ids.append(token)
-        text, self.stopped = cut(self._decode(self._ids), self._stops)
+        text, self.stopped = cut(self._text(), self._stops)
         return self._give(text if self.stopped else text[: len(text) - self._held(text)])
 
     def finish(self) -> str:
         """The rest of the text, once no token comes any more."""
-        text, self.stopped = cut(self._decode(self._ids), self._stops)
+        text, self.stopped = cut(self._text(), self._stops)
         return self._give(text)
 
+    def _text(self) -> str:
+        return self._decode(self._ids).removeprefix(self._opening)
+
     def _give(self, text: str) -> str:
-        text = text.strip()
+        text = text.rstrip()
         new, self._given = text[len(self._given) :], text
         return new
 
@@ -56,6 +59,11 @@ class TextStream:
         return tail
 
 
-def answer(decode: Callable[[Sequence[int]], str], ids: Sequence[int], stops: Sequence[str]) -> str:
-    """The text of an answer: what a TextStream gives out in all."""
-    return cut(decode(ids), stops)[0].strip()
+def answer(
+    decode: Callable[[Sequence[int]], str], ids: Sequence[int], stops: Sequence[str], opening: str = ""
+) -> str:
+    """The text of an answer: what a TextStream gives out in all. Its first line keeps its indentation.
+
+    opening: white space that the chat template writes before a reply, which is left out.
+    """
+    return cut(decode(ids).removeprefix(opening), stops)[0].rstrip()

@@ -29,7 +29,9 @@ def image_text(forward: Forward, batch: Batch, temperature: float) -> dict[str, 
     pictures = forward.encode(batch)["image"].astype(jnp.float32).mean(2)  # [B, M, D]
     one_hot = jax.nn.one_hot(media.visible, pictures.shape[1]) * (batch.loss_weight > 0)[:, :, None]  # [B, T, M]
     count = one_hot.sum(1)
-    texts = jnp.einsum("btm,btd->bmd", one_hot, forward.embed(batch.tokens).astype(jnp.float32))
+    # A picture's placeholder may lie beyond the table, where a lookup is NaN.
+    words = forward.embed(jnp.where(batch.loss_weight > 0, batch.tokens, 0)).astype(jnp.float32)
+    texts = jnp.einsum("btm,btd->bmd", one_hot, words)
     texts = texts / jnp.maximum(count, 1)[:, :, None]
     real = (media.valid & (count > 0)).reshape(-1)
     pictures, texts = (_unit(x.reshape(-1, x.shape[-1])) for x in (pictures, texts))

@@ -43,6 +43,8 @@ def _chunked(forward: Forward, hidden: jax.Array, targets: jax.Array, weight: ja
     hidden = chunked(jnp.take_along_axis(hidden, order[:, :, None], axis=1))
     targets = chunked(jnp.take_along_axis(targets, order, axis=1))
     weight = chunked(jnp.where(real, jnp.take_along_axis(weight, order, axis=1), 0))
+    # What has no weight is not looked up: a picture's placeholder may lie beyond the table, where a lookup is NaN.
+    targets = jnp.where(weight > 0, targets, 0)
 
     @jax.checkpoint  # the backward pass computes a chunk's logits again instead of keeping them
     def score(hidden, targets, weight):

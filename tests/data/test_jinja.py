@@ -1,5 +1,6 @@
 """Chat templates in Jinja: ids are those of `transformers`, targets replies; no turn writes a special token."""
 
+import dataclasses
 import pickle
 
 import numpy as np
@@ -9,8 +10,10 @@ import transformers
 from materials import TEXTS
 
 from mmjax.data.chat import Chat
+from mmjax.data.jinja import JinjaTemplate
 from mmjax.data.marks import MARK
 from mmjax.data.quarantine import BadRecord
+from mmjax.data.sandbox import TemplateError
 from mmjax.data.tokenizer import HFTokenizer
 from mmjax.types import Sample, Turn
 
@@ -153,10 +156,14 @@ def test_ids_are_those_of_transformers(name, tokenizer):
         for turns in (TALK[:2], TALK, (*TALK[:1], Turn("assistant", "<think>\nhm\n</think>\n\nyes"), *TALK[2:])):
             given = (*system, *turns)
             found = chat.encode(sample(*given))
-            assert found.tokens.tolist() == reference(tokenizer, template, given)
+            ended = template.replace("{{ m.content +", "{{ m.content + eos_token +")
+            assert (ended != template) == (name == "plain")  # which does not end replies
+            assert found.tokens.tolist() == reference(tokenizer, ended, given)
             for k, turn in enumerate(given):
                 if turn.role == "assistant":
                     prompt = chat.encode_prompt(given[:k])
+                    read = (dataclasses.replace(one, weight=0.0) for one in given[:k])
+                    found = chat.encode(sample(*read, *given[k:]))
                     expected = reference(tokenizer, template, given[:k], add_generation_prompt=True)
                     assert prompt.tokens.tolist() == expected
                     np.testing.assert_array_equal(found.tokens[: len(prompt)], prompt.tokens)
@@ -170,7 +177,7 @@ GOLDEN = {
     "gemma": ["it is blue.<end_of_turn>", "yes<end_of_turn>"],
     "phi": ["it is blue.<|end|>", "yes<|end|>"],
     "thinking": ["it is blue.<|im_end|>", "<think>\n\n</think>\n\nyes<|im_end|>"],
-    "plain": ["it is blue.\n\n", "yes\n\n"],
+    "plain": ["it is blue.</s>", "yes</s>"],
 }
 
 
@@ -179,10 +186,39 @@ def test_golden_targets(name, tokenizer):
     chat = chat_of(TEMPLATES[name], tokenizer)
     found = targets(chat, chat.encode(sample(*TALK)))
     assert found == GOLDEN[name]
-    ends = {"mistral": "</s>", "plain": None}.get(name, GOLDEN[name][1].rpartition("yes")[2])
-    stops = ("\n\n",) if name == "plain" else ()
-    assert chat.stop_strings == stops
-    assert chat.stop_ids == tuple(dict.fromkeys([*([tokenizer.special(ends)] if ends else []), tokenizer.eos]))
+    ends = "</s>" if name == "mistral" else GOLDEN[name][1].rpartition("yes")[2]
+    assert chat.stop_strings == ()
+    assert chat.stop_ids == tuple(dict.fromkeys([tokenizer.special(ends), tokenizer.eos]))
+
+
+# What templates write behind a reply without a token that ends it, the last as LLaVA-1.5's published one.
+TAILS = dict(nothing="", line="\n", text=" END\n", space=" ")
+
+
+@pytest.mark.parametrize("tail", TAILS.values(), ids=TAILS)
+def test_eos_ends_replies_where_the_template_does_not(tail, tokenizer):
+    template = (
+        "{% for m in messages %}{{ m.role.upper() + ': ' + m.content }}"
+        f"{{{{ {tail!r} if m.role == 'assistant' else ' ' }}}}{{% endfor %}}"
+        "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+    )
+    chat = chat_of(template, tokenizer)
+    assert (chat.stop_strings, chat.stop_ids, chat.opening) == ((), (tokenizer.eos,), " ")
+    assert targets(chat, chat.encode(sample(*TALK))) == [" it is blue.</s>", " yes</s>"]
+    read = (TALK[0], dataclasses.replace(TALK[1], weight=0.0), *TALK[2:])
+    found, prompt = chat.encode(sample(*read)), chat.encode_prompt(TALK[:3])
+    assert targets(chat, found) == [" yes</s>"]
+    np.testing.assert_array_equal(found.tokens[: len(prompt)], prompt.tokens)
+    assert spelled(tokenizer, found.tokens.tolist()).endswith(f"yes</s>{tail}")
+
+
+def test_a_reply_keeps_its_indentation(tokenizer):
+    code = "    for x in xs:\n        print(x)"
+    for name in ("chatml", "llama3"):  # the second trims what is said, as published
+        chat = chat_of(TEMPLATES[name], tokenizer)
+        said = code.strip() if name == "llama3" else code
+        found = targets(chat, chat.encode(sample(TALK[0], Turn("assistant", code + "  \n"))))
+        assert found == [said + ("<|eot_id|>" if name == "llama3" else "<|im_end|>")]
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -194,7 +230,7 @@ def test_what_a_turn_says_is_never_a_special_token(name, tokenizer):
         chat.encode(sample(Turn("user", f"a {text}"), Turn("assistant", f"{text} b"))) for text in ("x", attack)
     )
     count = [np.isin(one.tokens, special).sum() for one in (calm, attacked)]
-    assert count[0] == count[1] and (count[0] > 0) == (name != "plain")
+    assert count[0] == count[1] > 0
     assert spelled(tokenizer, attacked.tokens.tolist()).count(attack[:40]) == 2
 
 
@@ -232,12 +268,18 @@ def test_pictures_stand_where_the_template_puts_them(tokenizer):
             TALK,
             r"opens reply 1 by '<think>\\n', but writes",
         ),
-        ("{% for m in messages %}{{ m.content }}{% endfor %}", TALK, "does not end replies"),
     ],
 )
 def test_conversations_that_a_template_does_not_take(template, turns, reason, tokenizer):
     with pytest.raises(BadRecord, match=reason):
         chat_of(template, tokenizer).encode(sample(*turns))
+
+
+def test_a_template_without_ends_requires_eos(tokenizer):
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    endless = JinjaTemplate(template, {}, tokenizer.special_tokens(), MARK, None)
+    with pytest.raises(TemplateError, match="does not end replies, and the tokenizer names no eos"):
+        endless.stretches(TALK, generate=False)
 
 
 def test_a_prompt_that_opens_a_thought_is_fine_where_nothing_is_trained(tokenizer):

@@ -16,16 +16,20 @@ from mmjax.convert import convert
 from mmjax.inference.chat import Sampling
 from mmjax.training.stages import train
 
+# A folder's name, which a Python file must not take in as code.
+HOSTILE = 'hf"""; raise SystemExit("a name has become code"); """\\'
+
 
 @pytest.fixture(scope="module")
 def moved(tmp_path_factory):
     """A workdir that was converted under another name, and the folder that it came from."""
     folder = tmp_path_factory.mktemp("moved")
     model = randomise(transformers.LlamaForCausalLM(transformers.LlamaConfig(**GROUPED, tie_word_embeddings=True)))
-    save(model, folder / "hf")
-    convert(folder / "hf", folder / "first")
+    source = folder / HOSTILE
+    save(model, source)
+    convert(source, folder / "first")
     shutil.move(folder / "first", folder / "later")
-    return folder / "later", folder / "hf"
+    return folder / "later", source
 
 
 def config_of(workdir, records):
@@ -54,7 +58,8 @@ def talks(workdir):
 
 def test_no_file_of_a_converted_workdir_names_its_place(moved):
     for name in ("config.json", "config.py"):
-        assert str(moved[0].parent) not in (moved[0] / name).read_text()
+        text = (moved[0] / name).read_text()
+        assert str(moved[0].parent) not in text and "become code" not in text
     assert talks(moved[0])
 
 

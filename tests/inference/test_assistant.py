@@ -142,6 +142,16 @@ def test_an_interrupted_answer_stays_and_a_failed_question_leaves_no_trace(assis
     assert len(conversation.turns) == 2 and len(conversation.images) == 1
 
 
+def test_what_the_model_says_never_makes_a_conversation_invalid(monkeypatch):
+    monkeypatch.setattr(Letters, "letters", "<>\\" + Letters.letters[:-3])
+    assistant, says = tiny_assistant(), "the tag<image>and\\<image>"
+    monkeypatch.setattr(Letters, "decode", lambda self, ids: says)
+    conversation = assistant.chat()
+    for picture in (RED, None, BLUE):
+        assert conversation.say("What?", image=picture) == says
+    assert np.isfinite(assistant.score(ask("What?", [RED]), [says])).all()
+
+
 @pytest.mark.parametrize("fusion", ["splice", "xattn"])
 def test_scores_are_sums_of_log_probabilities(fusion):
     assistant = tiny_assistant(fusion)

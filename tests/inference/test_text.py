@@ -23,7 +23,8 @@ def stream(text, stops):
 @pytest.mark.parametrize(
     ("text", "stops", "expected"),
     [
-        (" a red circle", [], "a red circle"),
+        (" a red circle", [], " a red circle"),
+        ("    for x in xs:\n        pass\n\n", [], "    for x in xs:\n        pass"),
         ("red\nUSER: and", ["\nUSER:"], "red"),
         ("red\nUSED", ["\nUSER:"], "red\nUSED"),
         ("one END two STOP", ["STOP", "END"], "one"),
@@ -41,6 +42,12 @@ def test_an_answer_and_its_stream_are_the_same_text(text, stops, expected):
     assert "".join(pieces) == expected
     assert stopped == any(stop in text for stop in stops)
     assert "\ufffd" not in "".join(pieces)
+
+
+def test_white_space_that_the_template_writes_before_a_reply_is_no_part_of_it():
+    growing = TextStream(decode, (), opening="\n\n")
+    pieces = [growing.push(byte) for byte in b"\n\n  red"]
+    assert "".join([*pieces, growing.finish()]) == answer(decode, b"\n\n  red", (), "\n\n") == "  red"
 
 
 def test_a_stream_waits_only_as_long_as_it_must():

@@ -108,3 +108,18 @@ def array_sizes(jaxpr):
 
     visit(jaxpr.jaxpr)
     return sizes
+
+
+def test_a_token_beyond_the_table_that_weighs_nothing_is_not_looked_up():
+    """As the placeholder of a picture may be, of a tokenizer that is larger than the model's vocabulary."""
+    batch = make_batch(CHUNK + 9, 0.5)
+    strange = np.where(batch.loss_weight > 0, batch.tokens, VOCAB + 3)
+
+    def loss(params, batch):
+        forward = BagOfOne(params)
+        forward.params = {**params, "table": jnp.pad(params["table"], ((0, 4), (0, 0)))}
+        nll, weight = next_token(forward, batch)["next_token"]
+        return nll / weight
+
+    found, grads = jax.value_and_grad(loss)(PARAMS, batch.replace(tokens=strange))
+    assert np.isfinite(found) and all(np.isfinite(leaf).all() for leaf in grads.values())
