@@ -76,7 +76,7 @@ def append_lines(file: str | os.PathLike[str], lines: Iterable[str]) -> None:
 
 
 def json_lines(file: Path) -> Iterator[dict[str, Any]]:
-    """The objects in a file of one JSON value a line; other lines, as a killed process leaves one, are passed over.
+    """The objects in a file of one JSON value a line; other lines, as a killed process leaves, are passed over.
 
     Nothing if there is no file. Raises UserError if it cannot be read."""
     try:

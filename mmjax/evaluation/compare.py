@@ -14,7 +14,7 @@ from mmjax.evaluation.curves import loss_curves
 from mmjax.evaluation.markup import number
 from mmjax.evaluation.runs import System, plain_paths, read_systems
 from mmjax.evaluation.sheet import contact_sheet
-from mmjax.files import make_folder
+from mmjax.files import make_folder, write_text
 
 BEGIN, END = "<!-- mmjax compare -->", "<!-- end -->"
 SHARES = {"accuracy", "exact", "f1", "shuffled", "chance", "question_only", "precision", "recall"}
@@ -59,10 +59,10 @@ def compare_into(file: str | os.PathLike[str], workdirs: Sequence[str | os.PathL
         if drawing is None:
             continue
         make_folder(folder)
-        _write(folder / name, drawing)
+        write_text(folder / name, drawing)
         written.append(folder / name)
         parts.append(f"![{title}]({quote(folder.name)}/{name})")
-    _write(file, before + "\n" + "\n\n".join(parts) + "\n\n" + after)
+    write_text(file, before + "\n" + "\n\n".join(parts) + "\n\n" + after)
     return [file, *written]
 
 
@@ -81,13 +81,6 @@ def _around_marks(file: Path) -> tuple[str, str]:
     if ends < begins:
         raise UserError(f"{file}: {END} in line {ends[0] + 1} stands before {BEGIN} in line {begins[0] + 1}.")
     return "".join(lines[: begins[0] + 1]), "".join(lines[ends[0] :])
-
-
-def _write(file: Path, text: str) -> None:
-    """Whole or not at all."""
-    writing = file.with_name(f"{file.name}.{os.getpid()}.writing")
-    writing.write_text(text, encoding="utf-8", newline="")
-    writing.replace(file)
 
 
 # The tables.

@@ -25,7 +25,8 @@ from mmjax import tree
 from mmjax.evaluation.charts import Series, chart
 from mmjax.evaluation.gallery import gallery
 from mmjax.evaluation.markup import Html, count, duration, number, percent, section, short, spoken, tag
-from mmjax.evaluation.runs import json_lines
+from mmjax.evaluation.progress import MEASURED, stage_metrics
+from mmjax.files import json_lines, write_text
 
 COLUMNS = {"accuracy": "This model", "question_only": "Question only", "shuffled": "Shuffled pictures"}
 REASONS = 20  # for which records were refused, at most
@@ -83,9 +84,8 @@ def write_report(
         _config(config),
     )
     page = tag("html", head, tag("body", body, tag("script", script)), lang="en")
-    path, writing = workdir / "report.html", workdir / f"report.html.{os.getpid()}.writing"
-    writing.write_text(f"<!doctype html>\n{page}\n", encoding="utf-8")
-    writing.replace(path)
+    path = workdir / "report.html"
+    write_text(path, f"<!doctype html>\n{page}\n")
     return path
 
 
@@ -178,7 +178,7 @@ def _other_figures(results: Mapping[str, Any]) -> Html | None:
     rest = {}
     for name, part in results.items():
         if isinstance(part, Mapping) and name not in ("seconds", "parameters"):
-            shown = {"examples"}
+            shown = {"examples", MEASURED}
             if number(part.get("accuracy")) is not None:
                 shown |= {*COLUMNS, "kinds", "count"}
             elif part.get("examples"):
@@ -206,7 +206,7 @@ def _training(workdir: Path, config: Mapping[str, Any]) -> Html | None:
 
 def _stage(workdir: Path, name: str, spec: Mapping[str, Any]) -> Html:
     path = workdir / name / "metrics.jsonl"
-    lines = [line for line in json_lines(path) if number(line.get("step")) is not None]
+    lines = stage_metrics(workdir, name)
     if not lines:
         note = f"No metrics: {name}/{path.name} is missing or empty."
         return tag("div", tag("h3", name), tag("p", note, _class="note"))

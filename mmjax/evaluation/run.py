@@ -16,6 +16,7 @@ from mmjax import tree
 from mmjax.build import bind
 from mmjax.config import Config, build_model
 from mmjax.errors import UserError
+from mmjax.evaluation.progress import training_seconds
 from mmjax.evaluation.report import write_report
 from mmjax.inference.chat import Assistant
 from mmjax.inference.load import load
@@ -86,16 +87,6 @@ def _parameters(config: Config, vocab: int) -> dict[str, Any]:
         part, _ = tree.partition(shapes, tree.select(stage.trainable, shapes, f"{stage.name}.trainable"))
         trained[stage.name], total = tree.count(part), tree.count(shapes)
     return {"total": total, "trained": trained}
-
-
-def training_seconds(workdir: Path) -> float:
-    """Seconds spent in the stages' steps so far, saves and stops aside from compiling included."""
-    total = 0.0
-    for file in workdir.glob("*/metrics.jsonl"):
-        lines = file.read_text().splitlines()
-        if lines:
-            total += json.loads(lines[-1]).get("seconds", 0.0)
-    return total
 
 
 def table(results: Mapping[str, Any]) -> str:

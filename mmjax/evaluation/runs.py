@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmjax.errors import MissingFile, UserError
+from mmjax.evaluation.progress import MEASURED, shortfall, stage_metrics
+from mmjax.files import json_object
+from mmjax.typed import check_types
 
 ANYWAY = ("seed", "data_dir", "evaluation", "keep", "wandb")  # keys of a config that do not tell systems apart
 NO_BENCHMARKS = ("parameters", "seconds")  # what else stands in eval.json
+LARGEST_EXAMPLES = 1 << 30  # bytes of examples.json, which holds pictures
+Sections = Mapping[str, Mapping[str, Any]]
+CONFIG_TYPES = {
+    "stages": list[str] | None,
+    "load": list[tuple[str, str]] | None,
+    "evaluation": Sections | None,
+    "data_dir": str | None,
+}
+STAGE_TYPES = {"steps": int, "losses": Sections | None}
+RESULT_TYPES = {"kinds": Sections | None, MEASURED: Mapping[str, Any] | None, "trained": Mapping[str, Any] | None}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,18 +48,22 @@ class Run:
         return {k: v for k, v in self.results.items() if isinstance(v, Mapping) and k not in NO_BENCHMARKS}
 
     def examples(self) -> dict[str, list[dict[str, Any]]]:
-        """Benchmark -> examples as in report.py, pictures in base64; {} of a run that kept none."""
-        file = self.workdir / "examples.json"
-        return json.loads(file.read_text("utf-8")) if file.exists() else {}
+        """As read_examples."""
+        return read_examples(self.workdir)
 
     def metrics(self, stage: str) -> list[dict[str, Any]]:
         """The lines of a stage's metrics.jsonl."""
-        return list(json_lines(self.workdir / stage / "metrics.jsonl"))
+        return stage_metrics(self.workdir, stage)
+
+    @functools.cached_property
+    def shortfall(self) -> str:
+        """What keeps it from being a whole run, '' if nothing (progress.py)."""
+        return shortfall(self.workdir, self.config, self.results)
 
 
 @dataclasses.dataclass(frozen=True)
 class System:
-    """Runs of one config that differ in the seed."""
+    """Runs of one config that differ in the seed; those that are not finished apart, by the step they came to."""
 
     name: str
     runs: tuple[Run, ...]
@@ -59,27 +77,68 @@ def read_run(workdir: str | os.PathLike[str]) -> Run:
       UserError: one of its files is no JSON.
     """
     workdir = Path(workdir)
-    remedies = {
-        "config.json": f"no run there; `mmjax train --config ... --workdir {workdir}` makes one.",
-        "eval.json": f"not evaluated yet; `mmjax evaluate --workdir {workdir}` does it.",
-    }
-    found = []
-    for name, remedy in remedies.items():
-        file = workdir / name
-        if not file.exists():
-            raise MissingFile(f"{file}: {remedy}")
-        try:
-            found.append(json.loads(file.read_text("utf-8")))
-        except ValueError as error:
-            raise UserError(f"{file}: damaged ({error}); {remedy.partition('; ')[2]}") from error
-    return Run(workdir, *found)
+    config, results = workdir / "config.json", workdir / "eval.json"
+    makes = f"`mmjax train --config ... --workdir {workdir}` makes one."
+    measures = f"`mmjax evaluate --workdir {workdir}` does it."
+    if not config.exists():
+        raise MissingFile(f"{config}: no run there; {makes}")
+    if not results.exists():
+        raise MissingFile(f"{results}: not evaluated yet; {measures}")
+    return Run(workdir, _read_config(config, makes), read_results(results, measures))
+
+
+def _read_config(file: Path, remedy: str) -> dict[str, Any]:
+    config = _undamaged(file, remedy, CONFIG_TYPES)
+    stages = config.get("stages") or ()
+    _check(config, dict.fromkeys(stages, Mapping[str, Any] | None), file, remedy)
+    for name in stages:
+        _check(config.get(name) or {}, STAGE_TYPES, f"{file}.{name}", remedy)
+    return config
+
+
+def read_results(file: Path, remedy: str) -> dict[str, Any]:
+    """What is in an eval.json. Raises UserError, with the remedy, if it is damaged or of another shape."""
+    found = _undamaged(file, remedy, {})
+    _check(found, dict.fromkeys(found, Mapping[str, Any] | None), file, remedy)
+    for name, part in found.items():
+        _check(part or {}, RESULT_TYPES, f"{file}.{name}", remedy)
+    return found
+
+
+def read_examples(workdir: Path) -> dict[str, list[dict[str, Any]]]:
+    """Benchmark -> examples as in report.py, pictures in base64; {} of a run that kept none.
+
+    Raises:
+      UserError: examples.json is damaged or of another shape.
+    """
+    file, remedy = workdir / "examples.json", "remove it; the next `mmjax evaluate` that measures writes it anew."
+    found = _undamaged(file, remedy, {}, LARGEST_EXAMPLES) if file.exists() else {}
+    _check(found, dict.fromkeys(found, list[Mapping[str, Any]]), file, remedy)
+    return found
+
+
+def _undamaged(file: Path, remedy: str, types: Mapping[str, Any], *largest: int) -> dict[str, Any]:
+    try:
+        found = json_object(file, *largest)
+    except UserError as error:
+        raise UserError(f"{file}: damaged ({str(error).removeprefix(f'{file}: ')}); {remedy}") from error
+    _check(found, types, file, remedy)
+    return found
+
+
+def _check(values: Mapping[str, Any], types: Mapping[str, Any], where: str | Path, remedy: str) -> None:
+    try:
+        check_types(values, types, str(where))
+    except UserError as error:
+        raise UserError(f"{error} It is damaged; {remedy}") from error
 
 
 def read_systems(workdirs: Sequence[str | os.PathLike[str]]) -> list[System]:
     """The runs of the workdirs by system, both in the order given.
 
     A system's name is the longest common prefix of its workdirs' names, without 'seed', '-' and '_' at its end;
-    where two systems would have one name, or one none, parent folders are part of all names.
+    where two systems would have one name, or one none, parent folders are part of all names. What keeps runs from
+    being whole stands behind it: 'llava-2 (step 200 of 1,000)'.
 
     Raises:
       MissingFile, UserError: as read_run; or a workdir is given twice.
@@ -91,11 +150,13 @@ def read_systems(workdirs: Sequence[str | os.PathLike[str]]) -> list[System]:
             raise UserError(f"{path}: given twice; a run counts once.")
     groups: dict[str, list[int]] = {}
     for i, run in enumerate(runs):
-        groups.setdefault(json.dumps(_essence(run.config), sort_keys=True), []).append(i)
+        groups.setdefault(json.dumps([_essence(run.config), run.shortfall], sort_keys=True), []).append(i)
     depth, most = 1, max(len(path.parts) for path in paths)
     while True:
         names = [_common_name(["/".join(paths[i].parts[-depth:]) for i in members]) for members in groups.values()]
         if all(names) and len(set(names)) == len(names):
+            short = [runs[members[0]].shortfall for members in groups.values()]
+            names = [name + (f" ({why})" if why else "") for name, why in zip(names, short, strict=True)]
             break
         if depth == most:
             raise UserError(
@@ -135,15 +196,3 @@ def _common_name(names: Sequence[str]) -> str:
     if any(name[len(prefix) : len(prefix) + 1].isdigit() for name in names):
         prefix = prefix.rstrip("0123456789")  # of run-10 and run-11, run
     return re.sub(r"[-_/]*(seed)?[-_/]*$", "", prefix)
-
-
-def json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines that parse: the last may be half written."""
-    if path.exists():
-        for line in path.read_text("utf-8", errors="replace").splitlines():
-            try:
-                value = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(value, dict):
-                yield value

@@ -57,7 +57,9 @@ def _shared(systems: Sequence[System]) -> dict[str, list[Answers]]:
     for name in dict.fromkeys(name for examples in kept for name in examples):
         by_id = {}
         for i, examples in enumerate(kept):
-            if found := {e["id"]: e for e in examples.get(name, ()) if "id" in e and "image" in e}:
+            if found := {
+                e["id"]: e for e in examples.get(name, ()) if isinstance(e.get("id"), str | int) and "image" in e
+            }:
                 by_id[i] = found
         ids = [key for key in next(iter(by_id.values()), {}) if all(key in found for found in by_id.values())]
         if ids:
