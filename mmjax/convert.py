@@ -22,7 +22,7 @@ from mmjax.hub.folder import HubFolder, read_json
 from mmjax.hub.gguf_model import GGUFModel
 from mmjax.hub.load import WEIGHTS, specs_of
 from mmjax.hub.peft import write_adapter
-from mmjax.hub.places import find_source, new_folder
+from mmjax.hub.places import find_source, new_folder, require_own_files
 from mmjax.hub.recipe import CONFIG, model_section, workdir_config
 from mmjax.hub.table import Move, check, moves, ours_dtypes, rows_under, theirs_specs, to_ours, to_theirs
 from mmjax.hub.tensors import CheckpointError, SafetensorsFolder, SafetensorsWriter, Spec, Tensors, common_dtype
@@ -169,6 +169,7 @@ def parameter_shapes(config: Config) -> dict[str, Any]:
 
 def newest_parameters(config: Config, workdir: Path, merged: bool = True) -> Tensors:
     """The parameters of the last stage that has any, adapters merged or not; else those the workdir came with."""
+    require_own_files(workdir, WEIGHTS)
     if stage := last_trained(config, workdir):
         with Checkpoints(workdir / stage.name / "checkpoints", keep=config.keep) as checkpoints:
             return TrainedTensors(checkpoints, merged)
@@ -176,13 +177,20 @@ def newest_parameters(config: Config, workdir: Path, merged: bool = True) -> Ten
 
 
 def _origin(source: Path, config: Config) -> Path:
-    """The converted workdir that a run began with: itself, or the one that it loads all of its weights from."""
+    """The converted workdir that a run began with: itself, or the one that it loads all of its weights from.
+
+    Raises:
+      UserError: a file that came with its weights is a link out of it.
+    """
+    found = source
     if not (source / KEPT).exists():
         for part, place in config.load:
             kind, _, path = place.partition(":")
             if not part and kind == "mmjax" and (Path(path).expanduser() / KEPT).exists():
-                return Path(path).expanduser()
-    return source
+                found = Path(path).expanduser()
+                break
+    require_own_files(found, KEPT)
+    return found
 
 
 def _part(whole: Mapping[str, Any], chosen: Family) -> Mapping[str, Any]:

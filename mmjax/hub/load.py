@@ -12,8 +12,10 @@ import numpy as np
 
 from mmjax import tree
 from mmjax.hub import efficientnet, openflamingo
+from mmjax.hub.aside import KEPT
 from mmjax.hub.folder import HubFolder
 from mmjax.hub.packaged import packaged_encoder
+from mmjax.hub.places import require_own_files
 from mmjax.hub.table import Move, Row, check, made_shapes, moves, to_ours
 from mmjax.hub.tensors import CheckpointError, SafetensorsFolder, Spec, Tensors
 
@@ -71,7 +73,9 @@ def open_source(source: str, part: str) -> tuple[Tensors, list[Row], tuple[str, 
         folder = HubFolder(Path(path).expanduser())
         return folder.tensors, *_of_part(folder, part)
     if kind == "mmjax":
-        folder = Path(path).expanduser() / WEIGHTS
+        workdir = Path(path).expanduser()
+        require_own_files(workdir, WEIGHTS, KEPT)
+        folder = workdir / WEIGHTS
         if not folder.is_dir():
             raise CheckpointError(f"load: {path} has no {WEIGHTS}/; `mmjax convert` makes it.")
         tensors = SafetensorsFolder(folder)

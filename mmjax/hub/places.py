@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from absl import logging
+
 from mmjax.errors import UserError
 from mmjax.hub.packaged import PACKAGED, packaged_model
 from mmjax.hub.tensors import CheckpointError
+from mmjax.trust import require_inside
 
 _REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -42,31 +47,82 @@ def _is_gguf(path: Path) -> bool:
 
 @contextlib.contextmanager
 def new_folder(path: str | Path) -> Iterator[Path]:
-    """A folder to write to: a new one, or one that is empty. After an error, what was written is removed.
+    """A folder to write to: a new one, or one that is empty, which nobody else on this machine converts or trains
+    into meanwhile. After an error, what was written is removed; a killed process leaves no lock.
 
     Raises:
-      CheckpointError: it is a file, or holds something, or cannot be written to.
+      CheckpointError: it is a file, or holds something, or cannot be written to, or another process writes there.
     """
     path = Path(path).expanduser()
     try:
-        there = path.is_dir()
-        if path.exists() and not there:
+        if path.exists() and not path.is_dir():
             raise CheckpointError(f"{path}: is a file; give a new folder.")
-        if there and any(path.iterdir()):
-            raise CheckpointError(f"{path}: is not empty; give a new folder.{_unfinished(path)}")
-        path.mkdir(parents=True, exist_ok=True)
+        there, folder = _open_locked(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be made: {error.strerror}.") from error
     try:
-        yield path
-    except BaseException as error:
-        for one in path.iterdir():
-            shutil.rmtree(one) if one.is_dir() else one.unlink()
-        if not there:
-            path.rmdir()
-        if isinstance(error, OSError) and not isinstance(error, UserError) and error.errno in _REFUSED:
-            raise CheckpointError(f"{error.filename or path}: {error.strerror}.") from error
-        raise
+        if any(path.iterdir()):
+            raise CheckpointError(f"{path}: is not empty; give a new folder.{_unfinished(path)}")
+        try:
+            yield path
+        except BaseException as error:
+            # The folder was empty when it was locked: all that lies in it now is this conversion's own.
+            for one in path.iterdir():
+                shutil.rmtree(one) if one.is_dir() and not one.is_symlink() else one.unlink()
+            if not there:
+                path.rmdir()
+            if isinstance(error, OSError) and not isinstance(error, UserError) and error.errno in _REFUSED:
+                raise CheckpointError(f"{error.filename or path}: {error.strerror}.") from error
+            raise
+    finally:
+        os.close(folder)
+
+
+def _open_locked(path: Path) -> tuple[bool, int]:
+    """Makes a folder and locks it -> (whether it was there before, its descriptor, which holds the lock).
+
+    Raises:
+      CheckpointError: another process holds the lock.
+    """
+    while True:
+        there = path.is_dir()
+        path.mkdir(parents=True, exist_ok=True)
+        folder = os.open(path, os.O_RDONLY)
+        try:
+            _lock(folder, path)
+            if os.path.exists(path) and os.path.samestat(os.fstat(folder), os.stat(path)):
+                return there, folder
+        except BaseException:
+            os.close(folder)
+            raise
+        os.close(folder)  # a conversion that failed has removed the folder in between
+
+
+def _lock(folder: int, path: Path) -> None:
+    """Locks an open folder for this process, as mmjax.workdir locks the one that it trains in.
+
+    Raises:
+      CheckpointError: another process holds the lock.
+    """
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise CheckpointError(
+            f"{path}: another process is writing there; wait for it to end, or give another folder."
+        ) from error
+    except OSError:  # a file system without locks
+        logging.warning("%s cannot be locked: see to it that no other process writes there.", path)
+
+
+def require_own_files(workdir: Path, *folders: str) -> None:
+    """Raises UserError for a file in these folders of a workdir, at any depth, that is a link out of it."""
+    for name in folders:
+        require_inside(str(workdir / name), workdir, name)
+        for inner, directories, files in os.walk(workdir / name):
+            for one in (*directories, *files):
+                path = os.path.join(inner, one)
+                if os.path.islink(path):
+                    require_inside(path, workdir, os.path.relpath(path, workdir))
 
 
 def _unfinished(path: Path) -> str:
