@@ -15,8 +15,11 @@ from tqdm import tqdm
 
 from mmjax import tree
 from mmjax.config import Config, build_model, read_config
+from mmjax.data.spec import read_spec
+from mmjax.errors import MissingFile
 from mmjax.hub.aside import KEPT, Origin, aside, find_origin, keep, listed
 from mmjax.hub.card import model_card
+from mmjax.hub.chat_template import Prompts, write_template
 from mmjax.hub.family import FAMILIES, Family, config_of, family, find_family
 from mmjax.hub.folder import HubFolder, read_json
 from mmjax.hub.gguf_model import GGUFModel
@@ -26,10 +29,11 @@ from mmjax.hub.places import find_source, new_folder, require_own_files
 from mmjax.hub.recipe import CONFIG, model_section, workdir_config
 from mmjax.hub.table import Move, check, moves, ours_dtypes, rows_under, theirs_specs, to_ours, to_theirs
 from mmjax.hub.tensors import CheckpointError, SafetensorsFolder, SafetensorsWriter, Spec, Tensors, common_dtype
+from mmjax.hub.token_ids import write_stops
 from mmjax.hub.tokenizer import CONVERTED
 from mmjax.training.checkpoint import Checkpoints
 from mmjax.training.trained import TrainedTensors, last_trained
-from mmjax.workdir import load_config, save_config
+from mmjax.workdir import kept_tokenizer, load_config, open_tokenizer, save_config, tokenizer_path
 
 
 def convert(source: str | Path, target: str | Path, model_type: str = "", trust: Sequence[str] = ()) -> None:
@@ -95,6 +99,9 @@ def export_workdir(source: Path, target: Path, model_type: str = "", trust: Sequ
     for file in (origin / KEPT).iterdir() if (origin / KEPT).exists() else ():
         if file.is_file() and file.name not in ("config.json", CONVERTED):
             shutil.copyfile(file, target / file.name)
+    prompts = _prompts(config, source)
+    if prompts and not chosen.part.startswith("encoders/") and write_template(target, prompts, chosen):
+        write_stops(target, prompts)
     specs = write_folder(chosen, spec, parameters, find_origin(config.load, origin, chosen), target)
     (target / "README.md").write_text(model_card(config.model, chosen, source.name, specs))
     logging.info("%s: %s, %d tensors.", target, chosen.architecture, len(specs))
@@ -120,6 +127,18 @@ def export_adapter(
     with new_folder(target) as target:
         count = write_adapter(target, chosen, spec, _part(params, chosen), base)
     logging.info("%s: adapters of %d modules.", target, count)
+
+
+def _prompts(config: Config, source: Path) -> Prompts | None:
+    """How the last stage that has trained writes prompts; None, with a warning, where its tokenizer is missing."""
+    stage = last_trained(config, source) or config.stages[-1]
+    kept = kept_tokenizer(config.tokenizer, source)
+    try:
+        tokenizer = open_tokenizer(config.tokenizer, kept if kept.exists() else tokenizer_path(config.tokenizer))
+    except MissingFile as error:
+        logging.warning("%s The export has no tokenizer and no chat template of the workdir's.", error)
+        return None
+    return Prompts(read_spec(stage.data), tokenizer, build_model(config, tokenizer.vocab_size))
 
 
 def write_folder(
