@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from mmjax.config import Config, build_model, read_config
 from mmjax.data.spec import read_spec
 from mmjax.errors import MissingFile
 from mmjax.hub.aside import KEPT, Origin, aside, find_origin, keep, listed
+from mmjax.hub.beside import copy_files, over, write_beside
 from mmjax.hub.card import model_card
-from mmjax.hub.chat_template import Prompts, write_template
+from mmjax.hub.chat_template import Prompts
 from mmjax.hub.family import FAMILIES, Family, config_of, family, find_family
 from mmjax.hub.folder import HubFolder, read_json
 from mmjax.hub.gguf_model import GGUFModel
@@ -29,8 +30,7 @@ from mmjax.hub.places import find_source, new_folder, require_own_files
 from mmjax.hub.recipe import CONFIG, model_section, workdir_config
 from mmjax.hub.table import Move, check, moves, ours_dtypes, rows_under, theirs_specs, to_ours, to_theirs
 from mmjax.hub.tensors import CheckpointError, SafetensorsFolder, SafetensorsWriter, Spec, Tensors, common_dtype
-from mmjax.hub.token_ids import write_stops
-from mmjax.hub.tokenizer import CONVERTED
+from mmjax.hub.tokenizer_files import check_tokenizer
 from mmjax.training.checkpoint import Checkpoints
 from mmjax.training.trained import TrainedTensors, last_trained
 from mmjax.workdir import kept_tokenizer, load_config, open_tokenizer, save_config, tokenizer_path
@@ -96,13 +96,13 @@ def export_workdir(source: Path, target: Path, model_type: str = "", trust: Sequ
     spec = _part(config.model, chosen)
     parameters = newest_parameters(config, source)
     target.mkdir(parents=True, exist_ok=True)
-    for file in (origin / KEPT).iterdir() if (origin / KEPT).exists() else ():
-        if file.is_file() and file.name not in ("config.json", CONVERTED):
-            shutil.copyfile(file, target / file.name)
-    prompts = _prompts(config, source)
-    if prompts and not chosen.part.startswith("encoders/") and write_template(target, prompts, chosen):
-        write_stops(target, prompts)
-    specs = write_folder(chosen, spec, parameters, find_origin(config.load, origin, chosen), target)
+    copy_files(origin, target)
+    made_from, prompts = find_origin(config.load, origin, chosen), _prompts(config, source)
+    if prompts:
+        made_from = write_beside(target, chosen, config.model, spec, prompts, made_from)
+    specs = write_folder(chosen, spec, parameters, made_from, target)
+    if prompts and (target / "tokenizer.json").exists():
+        check_tokenizer(target, prompts)
     (target / "README.md").write_text(model_card(config.model, chosen, source.name, specs))
     logging.info("%s: %s, %d tensors.", target, chosen.architecture, len(specs))
 
@@ -133,12 +133,14 @@ def _prompts(config: Config, source: Path) -> Prompts | None:
     """How the last stage that has trained writes prompts; None, with a warning, where its tokenizer is missing."""
     stage = last_trained(config, source) or config.stages[-1]
     kept = kept_tokenizer(config.tokenizer, source)
+    file = kept if kept.exists() else tokenizer_path(config.tokenizer)
     try:
-        tokenizer = open_tokenizer(config.tokenizer, kept if kept.exists() else tokenizer_path(config.tokenizer))
+        tokenizer = open_tokenizer(config.tokenizer, file)
     except MissingFile as error:
         logging.warning("%s The export has no tokenizer and no chat template of the workdir's.", error)
         return None
-    return Prompts(read_spec(stage.data), tokenizer, build_model(config, tokenizer.vocab_size))
+    model = build_model(config, tokenizer.vocab_size)
+    return Prompts(read_spec(stage.data), tokenizer, model, config.tokenizer, file)
 
 
 def write_folder(
@@ -175,7 +177,7 @@ def write_folder(
         for name in rest:
             writer.put(name, origin.tensors.read(name))
     made = {**config_of(spec, family), "architectures": [family.architecture]}
-    config = _over(origin.config, made, leave=family.unwritten if rest else ()) | {"dtype": dtype}
+    config = over(origin.config, made, leave=family.unwritten if rest else ()) | {"dtype": dtype}
     config.pop("transformers_weights", None)  # names the files that the model came in
     (target / "config.json").write_text(json.dumps(config, indent=2))
     return specs | rest
@@ -228,16 +230,6 @@ def _family(source: Path, model_type: str) -> Family:
             )
         return family(model_type)
     return find_family(read_json(came), str(came))
-
-
-def _over(before: Mapping[str, Any], new: Mapping[str, Any], leave: Collection[str] = ()) -> dict[str, Any]:
-    """`before` with the keys of `new`, section by section, except those to leave as they are."""
-    merged = dict(before)
-    for key, value in new.items():
-        if key not in leave:
-            inside = before.get(key) if isinstance(before.get(key), Mapping) else {}
-            merged[key] = _over(inside, value, leave) if isinstance(value, Mapping) else value
-    return merged
 
 
 def _progress(plan: list[Move], what: str) -> Iterable[Move]:

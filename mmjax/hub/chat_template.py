@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from absl import logging
 
@@ -97,14 +99,21 @@ def to_jinja(template: Template, bos: str, eos: str, picture: str) -> str:
 
 class Prompts:
     """How a stage's data writes conversations down. template: of its spec. image_token: name of the token that
-    stands where projected ones come. layouts: of one picture, as for chat.Chat.encode. chat: makes the prompts."""
+    stands where projected ones come. layouts: of one picture, as for chat.Chat.encode. chat: makes the prompts.
+    media: of the spec."""
 
-    def __init__(self, data: DataSpec, tokenizer: Tokenizer, model: MultimodalLM):
+    def __init__(
+        self, data: DataSpec, tokenizer: Tokenizer, model: MultimodalLM, section: Mapping[str, Any], file: Path
+    ):
         """
+        Args:
+          section: the config's `tokenizer`. file: the tokenizer's.
+
         Raises:
           UserError: as for chat.Chat.
         """
         self._data, self.tokenizer, self._vocab = data, tokenizer, model.backbone.vocab
+        self.section, self.file, self.media = section, file, data.media
         self._splice = model.fusion == "splice"
         span = model.tokens_per_medium().get("image", 1) if self._splice else 1
         views, self._span = data.media.make_views().unlimited(span)
@@ -116,6 +125,12 @@ class Prompts:
     def by(self, template: str) -> Chat:
         """The same prompts by another template."""
         return make_chat(self._data, self.tokenizer, self._span, self._splice, template, self._vocab)
+
+    def role(self, role: str) -> tuple[str, int | None]:
+        """(name, id) of the token with a role such as 'bos', whether or not texts have it; ('', None) for none."""
+        number, specials = getattr(self.tokenizer, role), self.tokenizer.special_tokens()
+        name = self.name_of(number) or self.tokenizer.names.get(f"{role}_token", "")
+        return (name, specials[name][0]) if name in specials else ("", number)
 
     def name_of(self, number: int | None) -> str:
         """The name of a special token, '' for none."""
