@@ -29,7 +29,15 @@ from mmjax.hub.peft import write_adapter
 from mmjax.hub.places import find_source, new_folder, require_own_files
 from mmjax.hub.recipe import CONFIG, model_section, workdir_config
 from mmjax.hub.table import Move, check, moves, ours_dtypes, rows_under, theirs_specs, to_ours, to_theirs
-from mmjax.hub.tensors import CheckpointError, SafetensorsFolder, SafetensorsWriter, Spec, Tensors, common_dtype
+from mmjax.hub.tensors import (
+    CheckpointError,
+    SafetensorsFolder,
+    SafetensorsWriter,
+    Spec,
+    Tensors,
+    common_dtype,
+    shown,
+)
 from mmjax.hub.tokenizer_files import check_tokenizer
 from mmjax.training.checkpoint import Checkpoints
 from mmjax.training.trained import TrainedTensors, last_trained
@@ -158,9 +166,7 @@ def write_folder(
     flat = {p.removeprefix(part): one for p, one in parameters.specs.items() if p.startswith(part)}
     plan = moves(family.rows(spec), tree.unflatten(flat))
     if unnamed := sorted(set(flat) - {path for move in plan for path in move.ours}):
-        raise CheckpointError(
-            f"{target}: the family {family.model_type} has no tensor for {', '.join(unnamed[:20])}."
-        )
+        raise CheckpointError(f"{target}: the family {family.model_type} has no tensor for {shown(unnamed)}.")
     specs = theirs_specs(plan, flat)
     dtype = str(common_dtype(spec.dtype for spec in specs.values()))
     rest = origin.aside(family, specs)

@@ -10,7 +10,7 @@ from typing import Any
 
 from mmjax.hub.family import Family
 from mmjax.hub.folder import HubFolder, read_json
-from mmjax.hub.tensors import SafetensorsFolder, SafetensorsWriter, Spec, Tensors
+from mmjax.hub.tensors import SafetensorsFolder, SafetensorsWriter, Spec, Tensors, shown
 
 KEPT = "hub"  # where a converted workdir keeps the files that came with the weights
 ASIDE = "aside"  # and in there, such tensors
@@ -44,7 +44,7 @@ def keep(tensors: Tensors, specs: Mapping[str, Spec], workdir: Path) -> None:
 
 def listed(names: Iterable[str]) -> str:
     """Names in one line, the layers of a stack as one."""
-    return ", ".join(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in names))
+    return shown(list(dict.fromkeys(re.sub(r"\.\d+\.", ".*.", name) for name in names)))
 
 
 def find_origin(load: Sequence[tuple[str, str]], workdir: Path, family: Family) -> Origin:

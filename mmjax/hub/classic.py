@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mmjax.hub.family import Json, complete
+from mmjax.hub.positions import rope_keys
 from mmjax.hub.table import Row, T
 from mmjax.hub.tensors import CheckpointError
 
@@ -61,5 +62,5 @@ def refuse(c: Json, allowed: Json) -> None:
 
 def rope_fraction(c: Json, default: float) -> float:
     """The part of a head that rotates; transformers 5 keeps it among the rope parameters."""
-    rope = c.get("rope_parameters") or {}
+    rope = rope_keys(c)
     return rope.get("partial_rotary_factor", c.get("partial_rotary_factor", default))

@@ -13,6 +13,7 @@ from absl import logging
 
 from mmjax.errors import UserError
 from mmjax.files import json_object
+from mmjax.hub import quantised
 from mmjax.hub.family import Family, complete, find_family, section_of
 from mmjax.hub.tensors import CheckpointError, SafetensorsFolder, Spec, Tensors
 
@@ -69,9 +70,11 @@ class HubFolder:
             hint = f"; to convert {files[0].name}, give that file" if files else ""
             raise CheckpointError(f"{self.path}: has no config.json, and so is no model of transformers{hint}.")
         self.config = read_json(self.path / "config.json")
+        quantised.check_config(self.config, self.path / "config.json")
         self.family: Family = find_family(self.config, str(self.path / "config.json"))
         self.spec = section_of(self.family, self.config, str(self.path / "config.json"))
         tensors = SafetensorsFolder(self.path, self.config.get("transformers_weights"))
+        quantised.check_names(tensors.specs, self.path)
         self.tensors = Renamed(tensors, self.family.canonical)
         self._settle_head()
 

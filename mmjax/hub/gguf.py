@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import math
 import os
+import re
 import struct
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +18,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from mmjax.errors import MissingPackage
-from mmjax.hub.tensors import DTYPES, CheckpointError, Spec
+from mmjax.hub.tensors import DTYPES, MOST, CheckpointError, Spec
 
 VERSIONS = (2, 3)
 ALIGNMENT = 32  # of tensors, where `general.alignment` says nothing else
@@ -98,6 +99,7 @@ class GGUFFile:
             if key in self.metadata:
                 raise _Damaged(f"it has the key {key!r} twice")
             self.metadata[key] = header.value(header.number("I"))
+        self._check_whole()
         infos = [self._read_info(header) for _ in range(tensors)]
         alignment = self.metadata.get("general.alignment", ALIGNMENT)
         if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
@@ -105,6 +107,23 @@ class GGUFFile:
         start = -(-header.position // alignment) * alignment
         for name, kind, shape, offset in infos:
             self._add(name, kind, shape, start + offset, header.size)
+
+    def _check_whole(self) -> None:
+        """Raises CheckpointError for a part of a model that is split over several files."""
+        count = self.metadata.get("split.count", 1)
+        if isinstance(count, bool) or not isinstance(count, int) or count < 2:
+            return
+        number = self.metadata.get("split.no", 0)
+        here = re.fullmatch(r"(.*)-(\d{5})-of-(\d{5})\.gguf", self.path.name)
+        begin = here[1] if here else "PREFIX"
+        # As many names as a message shows: the count is the file's word alone.
+        names = [f"{begin}-{i + 1:05}-of-{count:05}.gguf" for i in range(min(count, MOST + 1)) if i != number]
+        more = f" and {count - len(names) - 1:,} more" if count > len(names) + 1 else ""
+        raise CheckpointError(
+            f"{self.path}: is one of {count:,} parts of a model; the others are {', '.join(names)}{more}. Join "
+            f"them by llama.cpp, `llama-gguf-split --merge {begin}-00001-of-{count:05}.gguf WHOLE.gguf`, and give "
+            "WHOLE.gguf."
+        )
 
     def _read_info(self, header: _Header) -> tuple[str, int, tuple[int, ...], int]:
         """(name, type, shape, offset from where tensors begin) of the next tensor."""

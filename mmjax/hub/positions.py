@@ -18,8 +18,14 @@ def rope_of(c: Json, theta: float = 10_000.0) -> tuple[float, dict[str, Any] | N
     Raises:
       CheckpointError: a scaling that is not known here.
     """
-    rope = {**(c.get("rope_parameters") or {}), **(c.get("rope_scaling") or {})}
+    rope = rope_keys(c)
     return float(rope.get("rope_theta") or c.get("rope_theta") or theta), scaling_of(rope, c)
+
+
+def rope_keys(c: Json) -> Json:
+    """What of config.json `c` says how positions turn: `rope_scaling` if there is one, then nothing of
+    `rope_parameters` counts (transformers 5.23, modeling_rope_utils.py, convert_rope_params_to_dict)."""
+    return c.get("rope_scaling") or c.get("rope_parameters") or {}
 
 
 def scaling_of(rope: Json, c: Json) -> dict[str, Any] | None:

@@ -9,6 +9,7 @@ from typing import Any
 from mmjax.hub import family
 from mmjax.hub.family import Family, Json, complete
 from mmjax.hub.image_processor import NATIVE_KEYS, ImageProcessor
+from mmjax.hub.positions import rope_keys
 from mmjax.hub.table import KEEP, Op, Row, T, each, fused, rows_under
 from mmjax.hub.tensors import CheckpointError
 from mmjax.hub.text import BUFFERS, QWEN2
@@ -76,8 +77,8 @@ def _backbone(c: Json) -> dict[str, Any]:
     """Of a config.json's `text_config`, or of all of it: hub files have no such section."""
     text = dict(c.get("text_config") or c)
     text["tie_word_embeddings"] = bool(c.get("tie_word_embeddings") or text.get("tie_word_embeddings"))
-    rope = {"rope_theta": text.get("rope_theta", 1e6)}
-    rope |= (text.pop("rope_parameters", None) or {}) | (text.pop("rope_scaling", None) or {})
+    rope = {"rope_theta": text.get("rope_theta", 1e6), **rope_keys(text)}
+    text = {key: value for key, value in text.items() if key not in ("rope_parameters", "rope_scaling")}
     sections = tuple(rope.pop("mrope_section", (16, 24, 24)))
     kind = rope.pop("rope_type", None) or rope.pop("type", None) or "default"
     rope["rope_type"] = "default" if kind == "mrope" else kind

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from mmjax import tree
-from mmjax.hub.tensors import CheckpointError, Spec, Tensors, common_dtype
+from mmjax.hub.tensors import CheckpointError, Spec, Tensors, common_dtype, shown
 
 Arrays = tuple[Any, ...]
 
@@ -124,7 +124,7 @@ def moves(rows: Sequence[Row], shapes: tree.Tree) -> list[Move]:
         if not any(there):
             continue
         if not all(there):
-            raise CheckpointError(f"the model has only some of {', '.join(ours)}, which {theirs[0]} stands for.")
+            raise CheckpointError(f"the model has only some of {shown(ours)}, which {theirs[0]} stands for.")
         if not any("*" in name for name in theirs):
             found.append(Move(ours, theirs, None, row.op))
             continue
@@ -143,7 +143,7 @@ def check(
       ignored: regexes of tensors that no parameter need stand for.
 
     Raises:
-      CheckpointError: one message with every missing, surplus and mis-shaped tensor.
+      CheckpointError: one message with the missing, surplus and mis-shaped tensors.
     """
     flat = tree.flatten(shapes)
     named = {path for move in plan for path in move.ours}
@@ -160,8 +160,7 @@ def check(
         if all(name in specs for name in move.theirs):
             lines += _misshaped(move, flat, specs)
     if lines:
-        shown = lines[:60] + ([f"  ... and {len(lines) - 60} more"] if len(lines) > 60 else [])
-        raise CheckpointError(f"{where} does not fit the model:\n" + "\n".join(shown))
+        raise CheckpointError(f"{where} does not fit the model:\n" + shown(lines, "\n"))
 
 
 def theirs_specs(plan: Sequence[Move], specs: Mapping[str, Spec]) -> dict[str, Spec]:

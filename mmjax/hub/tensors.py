@@ -38,6 +38,7 @@ DTYPES = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _HALVES = (DTYPES["F16"], DTYPES["BF16"])
+_SMALL = ("F4", "F6", "F8")  # how names of dtypes begin that quantised checkpoints have
 _LFS = b"version https://git-lfs"
 SHARD_BYTES = 5_000_000_000
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -45,6 +46,15 @@ PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 class CheckpointError(UserError):
     """A checkpoint that cannot be used: names the file, and what is wrong with it."""
+
+
+MOST = 20  # names in a message: who reads on for hundreds of them?
+
+
+def shown(names: Sequence[str], between: str = ", ") -> str:
+    """The first names, and how many more there are."""
+    more = [f"and {len(names) - MOST:,} more"] if len(names) > MOST else []
+    return between.join([*names[:MOST], *more])
 
 
 class Spec(NamedTuple):
@@ -130,7 +140,7 @@ def _files(path: Path, named: str | None) -> list[Path]:
     files = _files_of_index(path / chosen) if chosen.endswith(".index.json") else [path / chosen]
     indices = [f for f in sorted(path.glob("*.safetensors.index.json")) if f.name != chosen]
     if over := [f.name for f in (*weights, *indices) if f not in files]:
-        logging.warning("%s: %s is read; passed over, as by transformers: %s.", path, chosen, ", ".join(over))
+        logging.warning("%s: %s is read; passed over, as by transformers: %s.", path, chosen, shown(over))
     return files
 
 
@@ -148,7 +158,7 @@ def _remedy(weights: Sequence[Path]) -> str:
         return f" consolidated.safetensors has Mistral's own names; download {SINGLE}, or {INDEX} and its shards."
     if shards := [name for name in names if re.search(r"-\d+-of-\d+\.safetensors$", name)]:
         return f" {shards[0]} is a shard; download the {INDEX} that names all of them."
-    return f" There is {', '.join(names)}: if that is the whole model, rename it to {SINGLE}."
+    return f" There is {shown(names)}: if that is the whole model, rename it to {SINGLE}."
 
 
 def _files_of_index(index: Path) -> list[Path]:
@@ -178,7 +188,9 @@ def _read_header(file: Path) -> dict[str, Spec]:
         raise CheckpointError(f"{file}: is no whole safetensors file: {error}{hint}.") from error
     for name, (_, dtype) in found.items():
         if dtype not in DTYPES:
-            raise CheckpointError(f"{file}: {name!r} has dtype {dtype}; known: {', '.join(DTYPES)}.")
+            known = ", ".join(DTYPES)
+            hint = " It is quantised: take the checkpoint in bfloat16 or float16." * (dtype[:2] in _SMALL)
+            raise CheckpointError(f"{file}: {name!r} has dtype {dtype}; known: {known}.{hint}")
     return {name: Spec(shape, DTYPES[dtype]) for name, (shape, dtype) in found.items()}
 
 
