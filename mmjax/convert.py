@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -118,13 +119,14 @@ def export_workdir(source: Path, target: Path, model_type: str = "", trust: Sequ
 def export_adapter(
     source: str | Path, target: str | Path, model_type: str = "", base: str = "", trust: Sequence[str] = ()
 ) -> None:
-    """The LoRA adapters that a workdir has trained to a folder that `peft` puts onto the checkpoint below them.
+    """The LoRA adapters that a workdir has trained, with the modules trained in full beside them, to a folder that
+    `peft` puts onto the checkpoint below them.
 
     Args:
       base: that checkpoint's name or path, for adapter_config.json.
 
     Raises:
-      CheckpointError: there are none, or not such as `peft` could put there.
+      CheckpointError: there are none, or not such as `peft` could put there, or nor what was trained beside them.
     """
     source = Path(source).expanduser()
     config = load_config(source, trust)
@@ -132,9 +134,21 @@ def export_adapter(
     parameters = newest_parameters(config, source, merged=False)
     params = tree.unflatten({name: parameters.read(name) for name in parameters.specs})
     spec = _part(config.model, chosen)
+    prefix = f"{chosen.part}/" if chosen.part else ""
+    trained = [p.removeprefix(prefix) for p in trained_paths(config, source, params) if p.startswith(prefix)]
     with new_folder(target) as target:
-        count = write_adapter(target, chosen, spec, _part(params, chosen), base)
+        count = write_adapter(target, chosen, spec, _part(params, chosen), base, trained)
     logging.info("%s: adapters of %d modules.", target, count)
+
+
+def trained_paths(config: Config, workdir: Path, params: tree.Tree) -> list[str]:
+    """Paths of the parameters that any stage up to the last trained one has changed, without adapters."""
+    stage = last_trained(config, workdir)
+    if stage is None:
+        return []
+    patterns = [p for one in config.stages[: config.stages.index(stage) + 1] for p in one.trainable]
+    regex = re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
+    return [path for path in tree.flatten(params) if regex.search(path) and "/lora_" not in path]
 
 
 def _prompts(config: Config, source: Path) -> Prompts | None:
