@@ -38,126 +38,52 @@ Nothing here starts from published weights, so this shows the composition and it
 
 from ml_collections import ConfigDict
 
-DEFAULTS = dict(size="3b", data="data/flamingo")
+from mmjax import recipes
+
 SIZES = {  # of the language model: width, depth, heads; layers between two cross-attention blocks; mesh
-    "3b": dict(width=2048, depth=24, heads=16, every=1, mesh=dict(fsdp=-1)),
-    "9b": dict(width=4096, depth=32, heads=32, every=4, mesh=dict(fsdp=-1)),
-    "80b": dict(width=8192, depth=80, heads=64, every=7, mesh=dict(fsdp=-1, tensor=8)),
+    "3b": (2048, 24, 16, 1, dict(fsdp=-1)),
+    "9b": (4096, 32, 32, 4, dict(fsdp=-1)),
+    "80b": (8192, 80, 64, 7, dict(fsdp=-1, tensor=8)),
 }
 
 
 def get_config(arg=""):
-    given = dict(pair.split("=", 1) for pair in arg.split(",") if pair)
-    if unknown := set(given) - set(DEFAULTS):
-        raise ValueError(f"flamingo.py: no argument {sorted(unknown)}; it takes {sorted(DEFAULTS)}.")
-    arg = DEFAULTS | given
-    if arg["size"] not in SIZES:
-        raise ValueError(f"flamingo.py: size={arg['size']!r} is none of {', '.join(SIZES)}.")
-    size, folder = SIZES[arg["size"]], arg["data"]
-
-    c = ConfigDict()
-    c.seed = 0
-    c.data_dir = folder
-    c.tokenizer = dict(
-        type="data.tokenizer.SentencePiece",
-        path=f"{folder}/tokenizer.model",
-        train=dict(vocab_size=32_000, specials=["<image>"]),
-    )
-    c.model = model(size["width"], size["depth"], size["heads"], size["every"])
-    c.stages = ["pretrain"]
-    c.pretrain = dict(
-        data=data(folder),
-        batch=256,
-        steps=500_000,
-        losses=dict(next_token=dict(type="objectives.language.next_token", weight=1.0)),
-        trainable=["^projectors/", "^backbone/xattn/"],
-        lora=[],
-        optimizer=dict(
-            type="adamw",
-            lr=1e-4,
+    arg = recipes.arguments(arg, size=tuple(SIZES), data="data/flamingo")
+    *shape, mesh = SIZES[arg["size"]]
+    folder = arg["data"]
+    tokenizer = dict(type="data.tokenizer.SentencePiece", path=f"{folder}/tokenizer.model")
+    tokenizer |= dict(train=dict(vocab_size=32_000, specials=["<image>"]))
+    mixture = {
+        name: recipes.source(f"{folder}/{name}.jsonl", root=folder, weight=weight)
+        for name, weight in dict(pages=1.0, align=0.2, ltip=0.2).items()
+    }
+    pictures = recipes.pictures(224, slots=5, resize="crop")
+    pretrain = recipes.stage(
+        recipes.data(mixture, pictures, template="plain", length=256, pack=False),
+        recipes.adamw(
+            1e-4,
             schedule="constant",
             warmup=5000,
             final=1,
-            b1=0.9,
-            b2=0.999,
-            eps=1e-8,
             weight_decay=0.1,
-            clip=1.0,
-            lr_factors=[(".*", 1.0)],
             decay=[("^projectors/", False), (".*", True)],
         ),
-        accumulate=1,
-        ema=0.0,
-        valid=None,
+        batch=256,
+        steps=500_000,
+        trainable=["^projectors/", "^backbone/xattn/"],
         log_every=50,
         save_every=2000,
     )
-    c.evaluation = None
-    c.mesh = size["mesh"]
-    c.precision = dict(param_dtype="float32", compute_dtype="bfloat16", frozen_dtype="bfloat16")
-    c.remat, c.scan = True, True
-    c.max_skipped, c.keep = 100, 1
-    c.load = []
-    c.wandb = None
-    return c
+    stages = dict(pretrain=pretrain)
+    return ConfigDict(recipes.run(model(*shape), tokenizer, stages, data_dir=folder, mesh=mesh, max_skipped=100))
 
 
 def model(width, depth, heads, every):
-    return dict(
-        encoders=dict(
-            image=dict(
-                type="encoders.vit.ViT",
-                variant="clip-L/14",
-                layer=-1,
-                final_norm=False,  # as OpenFlamingo: the norm is for the pooled token alone
-            )
-        ),
-        projectors=dict(
-            image=dict(
-                type="projectors.resampler.Perceiver",
-                latents=64,
-                depth=6,
-                heads=16,
-                head_dim=64,
-                mlp_ratio=4,
-                norm="layer",
-                norm_eps=1e-5,
-                activation="relu2",
-                project=False,
-            )
-        ),
-        backbone=dict(
-            type="backbones.decoder.Decoder",
-            variant="llama",
-            activation="gelu",
-            gated=False,
-            tied=True,
-            vocab=32_000,
-            width=width,
-            depth=depth,
-            heads=heads,
-            kv_heads=heads,
-            head_dim=128,
-            mlp_width=4 * width,
-            xattn=dict(every=every, first=0, activation="relu2", norm="layer"),
-        ),
-        fusion="xattn",
-    )
-
-
-def data(folder):
-    def source(name, weight):
-        return dict(path=f"{folder}/{name}.jsonl", root=folder, weight=weight)
-
-    return dict(
-        length=256,
-        pack=False,
-        too_long="truncate",
-        template="plain",
-        bidirectional_images=False,
-        media=dict(slots=5, size=224, resize="crop", max_pixels=64_000_000),
-        sources=dict(pages=source("pages", 1.0), align=source("align", 0.2), ltip=source("ltip", 0.2)),
-        max_refused=0.01,
-        workers=8,
-        threads=4,
-    )
+    # As OpenFlamingo without the last norm, which is for the pooled token alone.
+    encoder = dict(type="encoders.vit.ViT", variant="clip-L/14", layer=-1, final_norm=False)
+    resampler = dict(type="projectors.resampler.Perceiver", latents=64, depth=6, heads=16, head_dim=64)
+    resampler |= dict(mlp_ratio=4, norm="layer", norm_eps=1e-5, activation="relu2", project=False)
+    backbone = dict(type="backbones.decoder.Decoder", variant="llama", activation="gelu", gated=False, tied=True)
+    backbone |= dict(vocab=32_000, width=width, depth=depth, heads=heads, kv_heads=heads, head_dim=128)
+    backbone |= dict(mlp_width=4 * width, xattn=dict(every=every, first=0, activation="relu2", norm="layer"))
+    return dict(encoders=dict(image=encoder), projectors=dict(image=resampler), backbone=backbone, fusion="xattn")

@@ -29,135 +29,56 @@ of up to 2048 (a picture is 576, a caption seldom 100), and adapters have no dro
 
 from ml_collections import ConfigDict
 
-DEFAULTS = dict(size="7b", data="data/llava", lora="false")
-SIZES = ("7b", "13b")
+from mmjax import recipes
 
 
 def get_config(arg=""):
-    given = dict(pair.split("=", 1) for pair in arg.split(",") if pair)
-    if unknown := set(given) - set(DEFAULTS):
-        raise ValueError(f"llava.py: no argument {sorted(unknown)}; it takes {sorted(DEFAULTS)}.")
-    arg = DEFAULTS | given
-    if arg["size"] not in SIZES:
-        raise ValueError(f"llava.py: size={arg['size']!r} is none of {', '.join(SIZES)}.")
-    if arg["lora"] not in ("true", "false"):
-        raise ValueError(f"llava.py: lora={arg['lora']!r} is neither true nor false.")
+    arg = recipes.arguments(arg, size=("7b", "13b"), data="data/llava", lora=("false", "true"))
     folder = arg["data"]
     pairs = f"{folder}/LLaVA-Pretrain"
-    captions = dict(path=f"{pairs}/blip_laion_cc_sbu_558k.json", root=f"{pairs}/images")
-    conversations = dict(path=f"{folder}/llava_v1_5_mix665k.json", root=folder)
+    captions = recipes.source(f"{pairs}/blip_laion_cc_sbu_558k.json", root=f"{pairs}/images")
+    conversations = recipes.source(f"{folder}/llava_v1_5_mix665k.json", root=folder)
+    tokenizer = dict(type="data.tokenizer.HFTokenizer", path=f"{folder}/vicuna/tokenizer.json")
+    tokenizer |= dict(bos="<s>", eos="</s>", pad="<unk>", extra=["<image>"])
 
-    c = ConfigDict()
-    c.seed = 0
-    c.data_dir = folder
-    c.tokenizer = dict(
-        type="data.tokenizer.HFTokenizer",
-        path=f"{folder}/vicuna/tokenizer.json",
-        bos="<s>",
-        eos="</s>",
-        pad="<unk>",
-        extra=["<image>"],
-    )
-    c.model = model(arg["size"])
-    c.pretrain = stage(
-        data=data(captions, template="plain", length=768, resize="crop"),
+    pretrain = recipes.stage(
+        data(captions, template="plain", length=768, resize="crop"),
+        recipes.adamw(1e-3),
         batch=256,
         steps=2181,  # one epoch
         trainable=["^projectors/"],
-        lr=1e-3,
     )
-    tuning = dict(
-        data=data(conversations, template="vicuna_v1", length=2048, resize="pad"),
-        batch=128,
-        steps=5198,  # one epoch
-    )
+    tuning = data(conversations, template="vicuna_v1", length=2048, resize="pad")
+    epoch = dict(batch=128, steps=5198)
     if arg["lora"] == "true":
-        c.stages = ["pretrain", "lora"]
-        c.lora = stage(
-            **tuning,
+        lora = recipes.stage(
+            tuning,
+            recipes.adamw(2e-4, lr_factors=[("^projectors/", 0.1), (".*", 1.0)]),  # the projector's rate is 2e-5
+            **epoch,
             trainable=["^projectors/", "/lora_a$", "/lora_b$"],
-            lr=2e-4,
             lora=[("^backbone/layers/", dict(rank=128, alpha=256))],
-            lr_factors=[("^projectors/", 0.1), (".*", 1.0)],  # the projector's rate is 2e-5
         )
+        stages = dict(pretrain=pretrain, lora=lora)
     else:
-        c.stages = ["pretrain", "sft"]
-        c.sft = stage(**tuning, trainable=["^projectors/", "^backbone/"], lr=2e-5)
-    c.evaluation = None
-    c.mesh = dict(fsdp=-1)
-    c.precision = dict(param_dtype="float32", compute_dtype="bfloat16", frozen_dtype="bfloat16")
-    c.remat, c.scan = True, True
-    c.max_skipped, c.keep = 10, 1
-    c.load = []
-    c.wandb = None
-    return c
+        sft = recipes.stage(tuning, recipes.adamw(2e-5), **epoch, trainable=["^projectors/", "^backbone/"])
+        stages = dict(pretrain=pretrain, sft=sft)
+    return ConfigDict(recipes.run(model(arg["size"]), tokenizer, stages, data_dir=folder))
 
 
 def model(size):
     return dict(
         encoders=dict(image=dict(type="encoders.vit.ViT", variant="clip-L/14-336", layer=-2)),
-        projectors=dict(
-            image=dict(
-                type="projectors.mlp.MLP",
-                depth=2,
-                activation="gelu",
-                bias=True,
-                reduce="none",
-                factor=1,
-                norm="",
-            )
-        ),
-        backbone=dict(
-            type="backbones.decoder.Decoder",
-            variant=f"llama-{size}",
-            vocab=32_064,  # Vicuna's 32,000 and <image>, rounded up as in llava-hf/llava-1.5-7b-hf
-            xattn=None,
-        ),
+        projectors=dict(image=dict(type="projectors.mlp.MLP", depth=2, **MLP)),
+        # Vicuna's 32,000 tokens and <image>, rounded up as in llava-hf/llava-1.5-7b-hf.
+        backbone=dict(type="backbones.decoder.Decoder", variant=f"llama-{size}", vocab=32_064, xattn=None),
         fusion="splice",
     )
 
 
+MLP = dict(activation="gelu", bias=True, reduce="none", factor=1, norm="")
+
+
 def data(source, template, length, resize):
     """One example a row, one picture an example. What has no place in a row is cut off at its end."""
-    return dict(
-        length=length,
-        pack=False,
-        too_long="truncate",
-        template=template,
-        bidirectional_images=False,
-        media=dict(slots=1, size=336, resize=resize, max_pixels=64_000_000),
-        sources=dict(main=source | dict(weight=1.0)),
-        max_refused=0.01,
-        workers=8,
-        threads=4,
-    )
-
-
-def stage(data, batch, steps, trainable, lr, lora=(), lr_factors=((".*", 1.0),)):
-    return dict(
-        data=data,
-        batch=batch,
-        steps=steps,
-        losses=dict(next_token=dict(type="objectives.language.next_token", weight=1.0)),
-        trainable=trainable,
-        lora=list(lora),
-        optimizer=dict(
-            type="adamw",
-            lr=lr,
-            schedule="cosine",
-            warmup=0.03,
-            final=0.0,
-            b1=0.9,
-            b2=0.999,
-            eps=1e-8,
-            weight_decay=0.0,
-            clip=1.0,
-            lr_factors=list(lr_factors),
-            decay=[(".*", False)],
-        ),
-        accumulate=1,
-        ema=0.0,
-        valid=None,
-        log_every=10,
-        save_every=500,
-    )
+    pictures = recipes.pictures(336, slots=1, resize=resize)
+    return recipes.data(dict(main=source), pictures, template=template, length=length, pack=False)

@@ -11,181 +11,75 @@ an answer that earlier answers give away teaches nobody to look.
 
 from ml_collections import ConfigDict
 
-DEFAULTS = dict(variant="projector", data="data/quickstart")
+from mmjax import recipes
+
+WIDTH, HEADS = 128, dict(heads=2, head_dim=64)
 
 
 def get_config(arg=""):
-    given = dict(pair.split("=", 1) for pair in arg.split(",") if pair)
-    if unknown := set(given) - set(DEFAULTS):
-        raise ValueError(f"quickstart.py: no argument {sorted(unknown)}; it takes {sorted(DEFAULTS)}.")
-    arg = DEFAULTS | given
-    c = ConfigDict()
-    c.seed = 0
-    c.data_dir = arg["data"]
-    c.tokenizer = dict(
-        type="data.tokenizer.SentencePiece",
-        path=f"{arg['data']}/tokenizer.model",
-        train=dict(vocab_size=1024, specials=["<image>"]),
-    )
-    c.model = model(arg["variant"])
-    c.stages = ["pretrain", "sft"]
+    arg = recipes.arguments(arg, variant=("projector", "flamingo"), data="data/quickstart")
+    splice = arg["variant"] == "projector"
+    tokenizer = dict(type="data.tokenizer.SentencePiece", path=f"{arg['data']}/tokenizer.model")
+    tokenizer |= dict(train=dict(vocab_size=1024, specials=["<image>"]))
     captions = dict(
-        openmoji=source("corpus:openmoji/64px/train", 0.2),
-        easy_vqa=source("corpus:easy_vqa/captions/train", 0.8, augment="dihedral"),
+        openmoji=recipes.source("corpus:openmoji/64px/train", weight=0.2),
+        easy_vqa=easy_vqa("captions", 0.8),
     )
     questions = dict(
-        main=source("corpus:easy_vqa/conversations/train", 0.6, augment="dihedral", turns="apart"),
-        captions=source("corpus:easy_vqa/captions/train", 0.4, template="plain", augment="dihedral"),
-    )
-    splice = c.model.fusion == "splice"
-    # Gates start at 0, shut, and hold back what lies behind them: they open ten times as fast as the rest learns.
-    factors = [(".*", 1.0)] if splice else [("_gate$", 10.0), (".*", 1.0)]
-    c.pretrain = stage(
-        data(captions, "plain", length=128, slots=12), batch=4, steps=440, lr=5e-4, lr_factors=factors
+        main=easy_vqa("conversations", 0.6, turns="apart"), captions=easy_vqa("captions", 0.4, template="plain")
     )
     # A picture takes four tokens of a row where it is spliced, one where it is looked at; that costs more a step.
     length, steps = (256, 760) if splice else (192, 540)
-    rows = data(questions, "bare", length=length, slots=3)
-    c.sft = stage(rows, batch=16, steps=steps, lr=5e-4, lr_factors=factors)
-    c.evaluation = dict(
-        easy_vqa=dict(
-            type="evaluation.benchmarks.easy_vqa.evaluate",
-            stage="sft",
-            train="corpus:easy_vqa/questions/train",
-            test="corpus:easy_vqa/questions/test",
-            limit=0,
-            examples=24,
-        ),
-        captions=dict(
-            type="evaluation.benchmarks.captions.evaluate",
-            stage="pretrain",
-            test="corpus:openmoji/64px/test",
-            question="",
-            limit=0,
-            examples=12,
-        ),
+    # Gates start at 0, shut, and hold back what lies behind them: they open ten times as fast as the rest learns.
+    factors = [(".*", 1.0)] if splice else [("_gate$", 10.0), (".*", 1.0)]
+    stages = dict(
+        pretrain=stage(data(captions, "plain", length=128, slots=12), factors, batch=4, steps=440),
+        sft=stage(data(questions, "bare", length=length, slots=3), factors, batch=16, steps=steps),
     )
-    c.mesh = dict(data=-1)
-    c.precision = dict(param_dtype="float32", compute_dtype="float32", frozen_dtype="float32")
-    c.remat, c.scan = False, False
-    c.max_skipped, c.keep = 10, 2
-    c.load = []
-    c.wandb = None
-    return c
+    here = dict(mesh=dict(data=-1), compute_dtype="float32", frozen_dtype="float32", remat=False, scan=False)
+    return ConfigDict(
+        recipes.run(
+            model(splice), tokenizer, stages, data_dir=arg["data"], evaluation=evaluation(), keep=2, **here
+        )
+    )
 
 
-def model(variant):
+def model(splice):
     """The composition: the two variants differ in projector and fusion alone."""
-    width, heads, head_dim = 128, 2, 64
-    m = ConfigDict()
-    m.encoders = dict(
-        image=dict(
-            type="encoders.vit.ViT",
-            variant="vit",
-            stem="conv",
-            position="learned",
-            size=64,
-            patch=8,
-            width=width,
-            depth=2,
-            heads=heads,
-            kv_heads=heads,
-            head_dim=head_dim,
-            mlp_width=4 * width,
-            layer=-1,
-        )
-    )
-    m.backbone = dict(
-        type="backbones.decoder.Decoder",
-        variant="llama",
-        width=width,
-        depth=3,
-        heads=heads,
-        kv_heads=heads,
-        head_dim=head_dim,
-        mlp_width=3 * width,
-        tied=True,
-        xattn=None,
-    )
-    if variant == "projector":
-        m.projectors = dict(
-            image=dict(
-                type="projectors.mlp.MLP",
-                depth=2,
-                activation="gelu",
-                bias=True,
-                reduce="average",
-                factor=4,
-                norm="rms",
-            )
-        )
-        m.fusion = "splice"
-    elif variant == "flamingo":
-        m.projectors = dict(
-            image=dict(
-                type="projectors.resampler.Perceiver",
-                latents=8,
-                depth=2,
-                heads=heads,
-                head_dim=head_dim,
-                mlp_ratio=4,
-                norm="layer",
-                norm_eps=1e-5,
-                activation="gelu",
-                project=False,
-            )
-        )
-        m.backbone.xattn = dict(every=2, first=0, activation="gelu", gated=False, norm="layer")
-        m.fusion = "xattn"
+    encoder = dict(type="encoders.vit.ViT", variant="vit", stem="conv", position="learned", size=64, patch=8)
+    encoder |= dict(width=WIDTH, depth=2, **HEADS, kv_heads=2, mlp_width=4 * WIDTH, layer=-1)
+    backbone = dict(type="backbones.decoder.Decoder", variant="llama", width=WIDTH, depth=3, **HEADS, kv_heads=2)
+    backbone |= dict(mlp_width=3 * WIDTH, tied=True, xattn=None)
+    if splice:
+        projector = dict(type="projectors.mlp.MLP", depth=2, activation="gelu", bias=True)
+        projector |= dict(reduce="average", factor=4, norm="rms")
     else:
-        raise ValueError(f"quickstart.py: variant={variant!r} is neither 'projector' nor 'flamingo'.")
-    return m
+        projector = dict(type="projectors.resampler.Perceiver", latents=8, depth=2, **HEADS, mlp_ratio=4)
+        projector |= dict(norm="layer", norm_eps=1e-5, activation="gelu", project=False)
+        backbone |= dict(xattn=dict(every=2, first=0, activation="gelu", gated=False, norm="layer"))
+    parts = dict(encoders=dict(image=encoder), projectors=dict(image=projector), backbone=backbone)
+    return parts | dict(fusion="splice" if splice else "xattn")
 
 
-def source(path, weight, **more):
-    return dict(path=path, root="", weight=weight, **more)
+def easy_vqa(kind, weight, **more):
+    return recipes.source(f"corpus:easy_vqa/{kind}/train", weight=weight, augment="dihedral", **more)
 
 
 def data(sources, template, length, slots):
-    return dict(
-        length=length,
-        pack=True,
-        too_long="truncate",
-        template=template,
-        bidirectional_images=False,
-        media=dict(slots=slots, size=64, resize="pad", max_pixels=64_000_000),
-        sources=sources,
-        max_refused=0.01,
-        workers=0,
-        threads=1,
-    )
+    pictures = recipes.pictures(64, slots=slots, resize="pad")
+    return recipes.data(sources, pictures, template=template, length=length, workers=0, threads=1)
 
 
-def stage(data, batch, steps, lr, lr_factors):
+def stage(data, lr_factors, **more):
+    decay = dict(weight_decay=0.05, decay=[(r"kernel$", True), (".*", False)])
+    optimizer = recipes.adamw(5e-4, warmup=0.05, final=0.02, b2=0.98, lr_factors=lr_factors, **decay)
+    return recipes.stage(data, optimizer, log_every=20, save_every=200, **more)
+
+
+def evaluation():
+    questions = {split: f"corpus:easy_vqa/questions/{split}" for split in ("train", "test")}
+    captions = dict(test="corpus:openmoji/64px/test", question="", limit=0, examples=12)
     return dict(
-        data=data,
-        batch=batch,
-        steps=steps,
-        losses=dict(next_token=dict(type="objectives.language.next_token", weight=1.0)),
-        trainable=["."],
-        lora=[],
-        optimizer=dict(
-            type="adamw",
-            lr=lr,
-            schedule="cosine",
-            warmup=0.05,
-            final=0.02,
-            b1=0.9,
-            b2=0.98,
-            eps=1e-8,
-            weight_decay=0.05,
-            clip=1.0,
-            lr_factors=lr_factors,
-            decay=[(r"kernel$", True), (".*", False)],
-        ),
-        accumulate=1,
-        ema=0.0,
-        valid=None,
-        log_every=20,
-        save_every=200,
+        easy_vqa=recipes.benchmark("easy_vqa", "sft", **questions, limit=0, examples=24),
+        captions=recipes.benchmark("captions", "pretrain", **captions),
     )

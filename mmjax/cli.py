@@ -227,7 +227,7 @@ def _parse_config(argv: list[str]) -> list[str]:
         FLAGS(sys.argv)
         config = FLAGS.config
         usable = hasattr(config, "to_dict")  # where no file was read, ml_collections says so here
-    except flags.Error:
+    except (UserError, flags.Error):
         raise
     except OSError as error:
         reason = str(error).partition(" to load: ")[2] or str(error)  # with white space over many lines

@@ -32,8 +32,8 @@ class JinjaTemplate:
     """A template with the tokens that it may write.
 
     opening: white space that it writes before a reply, behind the prompt for it. close: what ends a reply, up to a
-    special token; '' if what it writes behind replies has none. Then `eos` ends them: a model that learned a line's
-    end or a space for it would stop at the first one.
+    special token; '' if what it writes behind replies has none. Then `eos` ends them: a model that learned a space
+    or a line's end for it would stop at the first one.
     """
 
     def __init__(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmjax import recipes
 from mmjax.hub.aside import KEPT
 from mmjax.hub.folder import HubFolder
 from mmjax.hub.gguf_model import GGUFModel
@@ -51,61 +52,20 @@ def workdir_config(folder: Checkpoint, section: Mapping[str, Any], beside: Path,
     """A config that talks with the model as it is, and trains all of it on `sft.data.sources.main.path`.
     beside: holds the files that came with the weights; `target`, an absolute path, will have them in KEPT."""
     tokenizer = _tokenizer(folder, beside, target)
-    longest = tokenizer["model_max_length"]
-    return dict(
-        seed=0,
-        data_dir="data",
-        model=section,
-        tokenizer=tokenizer,
-        stages=["sft"],
-        sft=dict(
-            data=dict(
-                # A picture in tiles takes a few thousand tokens.
-                length=4096 if folder.family.views else min(longest or 2048, 2048),
-                pack=True,
-                too_long="truncate",
-                template=folder.family.template or template_of(beside),
-                bidirectional_images=False,
-                media=media_section(folder, section),
-                sources=dict(main=dict(path="", root="", weight=1.0)),
-                max_refused=0.01,
-                workers=8,
-                threads=4,
-            ),
-            batch=32,
-            steps=1000,
-            losses=dict(next_token=dict(type="objectives.language.next_token", weight=1.0)),
-            trainable=["."],
-            lora=[],
-            optimizer=dict(
-                type="adamw",
-                lr=2e-5,
-                schedule="cosine",
-                warmup=0.03,
-                final=0.0,
-                b1=0.9,
-                b2=0.999,
-                eps=1e-8,
-                weight_decay=0.0,
-                clip=1.0,
-                lr_factors=[(".*", 1.0)],
-                decay=[(".*", False)],
-            ),
-            accumulate=1,
-            ema=0.0,
-            valid=None,
-            log_every=10,
-            save_every=500,
-        ),
-        evaluation=None,
-        mesh=dict(fsdp=-1),
-        precision=dict(param_dtype="float32", compute_dtype="float32", frozen_dtype="float32"),
-        remat=False,
-        scan=True,
-        max_skipped=10,
-        keep=1,
-        wandb=None,
+    # A picture in tiles takes a few thousand tokens.
+    length = 4096 if folder.family.views else min(tokenizer["model_max_length"] or 2048, 2048)
+    template = folder.family.template or template_of(beside)
+    data = recipes.data(
+        dict(main=recipes.source("")), media_section(folder, section), template=template, length=length
+    )
+    return recipes.run(
+        section,
+        tokenizer,
+        dict(sft=recipes.stage(data, recipes.adamw(2e-5), batch=32, steps=1000)),
         load=[("", f"mmjax:{target}")],
+        compute_dtype="float32",
+        frozen_dtype="float32",
+        remat=False,
     )
 
 
@@ -128,7 +88,7 @@ def window(config: Mapping[str, Any]) -> int:
 
 def media_section(folder: Checkpoint, section: Mapping[str, Any]) -> dict[str, Any]:
     """The `data.media` section for a folder's model."""
-    media = dict(slots=0, size=224, resize="stretch", max_pixels=64_000_000)
+    media = recipes.pictures(224, slots=0)
     if "image" in section["encoders"]:
         media |= dict(slots=16 if folder.family.views else 4)
         media |= media_keys(folder, section["encoders"]["image"], read_preprocessor(folder))
