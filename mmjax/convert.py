@@ -17,7 +17,7 @@ from tqdm import tqdm
 from mmjax import tree
 from mmjax.config import Config, build_model, read_config
 from mmjax.data.spec import read_spec
-from mmjax.errors import MissingFile
+from mmjax.errors import UserError
 from mmjax.hub.aside import KEPT, Origin, aside, find_origin, keep, listed
 from mmjax.hub.beside import copy_files, over, write_beside
 from mmjax.hub.card import model_card
@@ -106,13 +106,14 @@ def export_workdir(source: Path, target: Path, model_type: str = "", trust: Sequ
     parameters = newest_parameters(config, source)
     target.mkdir(parents=True, exist_ok=True)
     copy_files(origin, target)
-    made_from, prompts = find_origin(config.load, origin, chosen), _prompts(config, source)
+    made_from = find_origin(config.load, origin, chosen)
+    prompts = _prompts(config, source, required=not chosen.part and not made_from.config)
     if prompts:
         made_from = write_beside(target, chosen, config.model, spec, prompts, made_from)
     specs = write_folder(chosen, spec, parameters, made_from, target)
     if prompts and (target / "tokenizer.json").exists():
         check_tokenizer(target, prompts)
-    (target / "README.md").write_text(model_card(config.model, chosen, source.name, specs))
+    (target / "README.md").write_text(model_card(config.model, chosen, source.name, specs, target))
     logging.info("%s: %s, %d tensors.", target, chosen.architecture, len(specs))
 
 
@@ -151,18 +152,25 @@ def trained_paths(config: Config, workdir: Path, params: tree.Tree) -> list[str]
     return [path for path in tree.flatten(params) if regex.search(path) and "/lora_" not in path]
 
 
-def _prompts(config: Config, source: Path) -> Prompts | None:
-    """How the last stage that has trained writes prompts; None, with a warning, where its tokenizer is missing."""
+def _prompts(config: Config, source: Path, required: bool) -> Prompts | None:
+    """How the last stage that has trained writes prompts; None, with a warning, where it cannot: its tokenizer is
+    missing, or has no end for replies.
+
+    Raises:
+      UserError: the same, where config.json has its ids from nowhere else (`required`).
+    """
     stage = last_trained(config, source) or config.stages[-1]
     kept = kept_tokenizer(config.tokenizer, source)
     file = kept if kept.exists() else tokenizer_path(config.tokenizer)
     try:
         tokenizer = open_tokenizer(config.tokenizer, file)
-    except MissingFile as error:
-        logging.warning("%s The export has no tokenizer and no chat template of the workdir's.", error)
+        model = build_model(config, tokenizer.vocab_size)
+        return Prompts(read_spec(stage.data), tokenizer, model, config.tokenizer, file)
+    except UserError as error:
+        if required:
+            raise
+        logging.warning("%s: no prompts can be made (%s): tokenizer and template are as they came.", source, error)
         return None
-    model = build_model(config, tokenizer.vocab_size)
-    return Prompts(read_spec(stage.data), tokenizer, model, config.tokenizer, file)
 
 
 def write_folder(

@@ -14,6 +14,7 @@ from test_chat_template import tokenizer
 
 import mmjax
 from mmjax.convert import convert
+from mmjax.hub.tensors import CheckpointError
 from mmjax.inference.prompts import collate
 from mmjax.training.stages import train
 from mmjax.types import Sample, Turn
@@ -133,3 +134,37 @@ def test_a_llava_of_parts(tmp_path, tower, media, caplog):
     slow = transformers.AutoProcessor.from_pretrained(tmp_path / "out", backend="pil")
     given["pixel_values"] = slow.image_processor(Image.open(shown), return_tensors="pt")["pixel_values"]
     assert error(found, model(**given).logits[0]) < TOLERANCE
+
+
+@pytest.mark.parametrize("part", ["qwen2", "clip_vision_model"])
+@torch.no_grad()
+def test_a_part_of_it_alone(tmp_path, part):
+    run = assemble(tmp_path, "clip", dict(resize="crop"))
+    convert(run, tmp_path / "out", part)
+    names = run_card(tmp_path / "out")
+    assistant = mmjax.load(run)
+    if part == "qwen2":
+        asked = [dict(role="user", content="What?")]
+        found = names["processor"].apply_chat_template(asked, add_generation_prompt=True, return_dict=False)
+        assert found == assistant._encode(Sample("p", (Turn("user", "What?"),), ()), 2).tokens.tolist()
+        assert names["model"].config.eos_token_id == list(assistant.encoder.stop_ids)
+        return
+    shown = Image.open(picture(tmp_path / "shown.png", (50, 70)))
+    slow = transformers.AutoImageProcessor.from_pretrained(tmp_path / "out", backend="pil")
+    values = slow(shown, return_tensors="pt")["pixel_values"]
+    encoder = assistant.model.encoders["image"]
+    cut = assistant.views.cut(shown).astype(np.float32) / 255
+    ours = (cut - np.float32(encoder.mean)) / np.float32(encoder.std)
+    assert error(ours.transpose(0, 3, 1, 2), values) < TOLERANCE
+    theirs = names["model"].eval()(names["processor"](shown, return_tensors="pt")["pixel_values"])
+    assert theirs.last_hidden_state.shape == (1, 5, 32)
+
+
+def test_no_token_for_pictures_is_an_error(tmp_path):
+    run = assemble(tmp_path, "clip", dict(resize="crop"))
+    config = json.loads((run / "config.json").read_text())
+    config["tokenizer"].pop("extra")
+    (run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=r"no special token '<picture>'.*tokenizer.extra"):
+        convert(run, tmp_path / "out", "llava")
+    assert not (tmp_path / "out").exists()
