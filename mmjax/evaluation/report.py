@@ -178,7 +178,7 @@ def _other_figures(results: Mapping[str, Any]) -> Html | None:
     rest = {}
     for name, part in results.items():
         if isinstance(part, Mapping) and name not in ("seconds", "parameters"):
-            shown = {"examples", MEASURED}
+            shown = {"examples", "refused", MEASURED}
             if number(part.get("accuracy")) is not None:
                 shown |= {*COLUMNS, "kinds", "count"}
             elif part.get("examples"):

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from mmjax.data.quarantine import BadRecord
 from mmjax.data.sources import Source
 from mmjax.types import Sample, Turn
 
 
-def spread(source: Source, limit: int) -> list[Sample]:
-    """`limit` samples at even distances; all of them for 0."""
+def spread(source: Source, limit: int, refuse: Callable[[BadRecord], None]) -> list[Sample]:
+    """`limit` samples at even distances; all of them for 0. Bad records go to `refuse`."""
     count = len(source)
     kept = min(limit or count, count)
-    return [source[i * count // kept] for i in range(kept)]
+    samples = []
+    for i in range(kept):
+        try:
+            samples.append(source[i * count // kept])
+        except BadRecord as error:
+            refuse(error)
+    return samples
 
 
 def asked(sample: Sample, question: str) -> Sample:

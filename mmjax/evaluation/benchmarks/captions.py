@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from mmjax.data.sources import open_source
-from mmjax.evaluation.samples import asked, moved_on, spread
+from mmjax.evaluation.recording import RecordingAssistant, answered, recording
+from mmjax.evaluation.samples import asked, moved_on
 from mmjax.evaluation.scores import token_f1
 from mmjax.inference.chat import Assistant, Sampling
 from mmjax.types import Sample
@@ -29,10 +30,12 @@ def evaluate(
       exact: share of captions equal to the reference, letter case aside. f1: mean token F1 (scores.py).
       shuffled_f1: of captions of another picture. count. examples.
     """
-    samples = spread(open_source(test, "", data_dir), limit)
+    recorder = recording(assistant)
+    samples = recorder.read(open_source(test, "", data_dir), limit)
+    samples, captions = answered(samples, _captions(recorder, samples, question))
+    blind = _captions(recorder, moved_on(samples), question)
+    samples, captions, blind = answered(samples, captions, blind)
     references = [sample.turns[1].text for sample in samples]
-    captions = _captions(assistant, samples, question)
-    blind = _captions(assistant, moved_on(samples), question)
     hits = [c.lower() == r.lower() for c, r in zip(captions, references, strict=True)]
     every = max(1, len(samples) // max(1, examples))
     return {
@@ -47,6 +50,6 @@ def evaluate(
     }
 
 
-def _captions(assistant: Assistant, samples: Sequence[Sample], question: str) -> list[str]:
+def _captions(assistant: RecordingAssistant, samples: Sequence[Sample], question: str) -> list[str | None]:
     prompts = [asked(sample, question) for sample in samples]
-    return [caption.strip() for caption in assistant.generate(prompts, SAMPLING)]
+    return [caption and caption.strip() for caption in assistant.ask(prompts, SAMPLING)]

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from mmjax.data.sources import open_source
-from mmjax.evaluation.samples import moved_on, spread
+from mmjax.evaluation.recording import RecordingAssistant, answered, recording
+from mmjax.evaluation.samples import moved_on
 from mmjax.inference.chat import Assistant, Sampling
 from mmjax.types import Sample
 
@@ -30,15 +31,14 @@ def evaluate(
       question_only: by the most frequent answer of the training split to the same question.
       kinds: the same three and a count by kind of question. examples: see evaluation/report.py.
     """
+    recorder = recording(assistant)
     trained, asked = (
-        spread(open_source(path, "", data_dir), count) for path, count in ((train, 0), (test, limit))
+        recorder.read(open_source(path, "", data_dir), count) for path, count in ((train, 0), (test, limit))
     )
+    asked, given = answered(asked, _ask(recorder, asked))
+    asked, given, shuffled = answered(asked, given, _ask(recorder, moved_on(asked)))
     answers = [_answer(sample) for sample in asked]
-    found = {
-        "accuracy": _ask(assistant, asked),
-        "question_only": _guess(trained, asked),
-        "shuffled": _ask(assistant, moved_on(asked)),
-    }
+    found = {"accuracy": given, "question_only": _guess(trained, asked), "shuffled": shuffled}
     right = {
         name: np.array([given == answer for given, answer in zip(given, answers, strict=True)])
         for name, given in found.items()
@@ -77,9 +77,9 @@ def _answer(sample: Sample) -> str:
     return sample.turns[1].text
 
 
-def _ask(assistant: Assistant, samples: Sequence[Sample]) -> list[str]:
+def _ask(assistant: RecordingAssistant, samples: Sequence[Sample]) -> list[str | None]:
     prompts = [Sample(sample.id, sample.turns[:1], sample.images) for sample in samples]
-    return [answer.strip() for answer in assistant.generate(prompts, SAMPLING)]
+    return [answer and answer.strip() for answer in assistant.ask(prompts, SAMPLING)]
 
 
 def _guess(trained: Sequence[Sample], asked: Sequence[Sample]) -> list[str]:

@@ -9,7 +9,8 @@ import numpy as np
 
 from mmjax.data.sources import open_source
 from mmjax.errors import UserError
-from mmjax.evaluation.samples import asked, moved_on, spread
+from mmjax.evaluation.recording import answered, recording
+from mmjax.evaluation.samples import asked, moved_on
 from mmjax.inference.chat import Assistant
 
 
@@ -26,16 +27,20 @@ def evaluate(
       byte of the name, so that long names are not at a disadvantage (lm-evaluation-harness, `acc_norm`).
       shuffled, shuffled_norm: the same, each picture's pixels replaced by another's. chance: 1 / choices. count.
     """
-    samples = spread(open_source(test, "", data_dir), limit)
+    recorder = recording(assistant)
+    samples = recorder.read(open_source(test, "", data_dir), limit)
     names = [sample.turns[1].text for sample in samples]
     candidates = _candidates(names, choices)
+    scores = recorder.weigh([asked(sample, question) for sample in samples], candidates)
+    samples, candidates, scores = answered(samples, candidates, scores)
+    blind = recorder.weigh([asked(sample, question) for sample in moved_on(samples)], candidates)
+    candidates, scores, blind = answered(candidates, scores, blind)
     sizes = [np.array([len(name.encode()) for name in own]) for own in candidates]
     shares = {}
-    for name, shown in {"accuracy": samples, "shuffled": moved_on(samples)}.items():
-        scores = assistant.score_many([asked(sample, question) for sample in shown], candidates)
-        shares[name] = _first_wins(scores)
-        shares[f"{name}_norm"] = _first_wins([own / size for own, size in zip(scores, sizes, strict=True)])
-    return shares | {"chance": 1 / choices, "count": len(samples)}
+    for name, found in {"accuracy": scores, "shuffled": blind}.items():
+        shares[name] = _first_wins(found)
+        shares[f"{name}_norm"] = _first_wins([own / size for own, size in zip(found, sizes, strict=True)])
+    return shares | {"chance": 1 / choices, "count": len(scores)}
 
 
 def _candidates(names: Sequence[str], choices: int) -> list[list[str]]:
