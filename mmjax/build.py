@@ -6,23 +6,18 @@ no registration. `variant` picks a row of the `VARIANTS` table in the class's mo
 
 from __future__ import annotations
 
-import difflib
+import dataclasses
 import functools
 import importlib
 import inspect
 import reprlib
-from collections.abc import Iterable, Mapping
+import types
+import typing
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmjax.errors import UserError
-from mmjax.typed import check_types, hints_of
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """'; did you mean ...?' with the nearest known name, or the list of them."""
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}."
+from mmjax.typed import check_keys, check_types, hints_of, plain, suggest
 
 
 def resolve(name: str, where: str = "type") -> Any:
@@ -79,16 +74,53 @@ def bind(spec: Mapping[str, Any], where: str, positional: int = 0, **given: Any)
         raise UserError(f"{where}.type: {called!r} is nothing that a config can build.") from error
     variant = _variant(called, spec.pop("variant", None), where)
     parameters = {name: p for name, p in list(signature.items())[positional:] if name not in ("parent", "name")}
-    for key in spec:
-        if key not in parameters:
-            raise UserError(f"{where}: {called.__name__} has no key {key!r}" + suggest(key, parameters))
-    check_types(spec, hints_of(called), where)
     given = {key: value for key, value in given.items() if key in parameters}
     arguments = given | dict(variant) | spec
-    missing = [n for n, p in parameters.items() if p.default is p.empty and n not in arguments]
-    if missing:
-        raise UserError(f"{where}: {called.__name__} requires {', '.join(missing)}.")
+    required = [name for name, p in parameters.items() if p.default is p.empty]
+    check_keys(arguments, parameters, required, where, owner=called.__name__)
+    check_types(spec, hints_of(called), where)
     return functools.partial(called, **arguments)
+
+
+def section(cls: type, values: Any, where: str) -> Any:
+    """A frozen dataclass from the mapping that a config has for it, or the dataclass itself. What of it is such a
+    dataclass, alone or in a list or mapping, is made likewise.
+
+    Raises:
+      UserError: an unknown or missing key, with the nearest right one, or a value that cannot be; names its path.
+    """
+    if isinstance(values, cls):
+        return values
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where}: {reprlib.repr(values)} is not of type Mapping: it is a section of keys.")
+    fields = dataclasses.fields(cls)
+    required = [field.name for field in fields if field.default is dataclasses.MISSING]
+    check_keys(values, [field.name for field in fields], required, where)
+    hints = hints_of(cls)
+    check_types(values, hints, where)
+    made = {key: _made(value, hints[key], f"{where}.{key}") for key, value in values.items()}
+    try:
+        return cls(**made)
+    except UserError as error:
+        raise type(error)(f"{where}.{error}") from error
+
+
+def _made(value: Any, hint: Any, where: str) -> Any:
+    """A checked value with the dataclasses that its type asks for."""
+    hint = plain(hint)
+    kind, inner = typing.get_origin(hint) or hint, typing.get_args(hint)
+    if kind in (typing.Union, types.UnionType):
+        # Of types that a config may choose from at most one is no plain one.
+        return value if value is None else _made(value, next(one for one in inner if one is not type(None)), where)
+    if dataclasses.is_dataclass(kind):
+        return section(kind, value, where)
+    if isinstance(value, Mapping) and len(inner) == 2:
+        return {key: _made(one, inner[1], f"{where}.{key}") for key, one in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str) and inner:
+        hints = inner if kind is tuple and inner[-1] is not Ellipsis else inner[:1] * len(value)
+        where += f".{value[0]}" if hints[:1] == (str,) and len(hints) == 2 else ""
+        return kind(_made(one, hint, where) for one, hint in zip(value, hints, strict=True))
+    return value
 
 
 def _variant(cls: Any, variant: str | None, where: str) -> Mapping[str, Any]:

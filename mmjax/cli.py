@@ -10,8 +10,8 @@ from collections.abc import Callable
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from mmjax.build import suggest
 from mmjax.errors import UserError
+from mmjax.typed import suggest
 
 FLAGS = flags.FLAGS
 

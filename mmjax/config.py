@@ -8,77 +8,126 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import jax.numpy as jnp
 
-from mmjax.build import suggest
+from mmjax.build import section
+from mmjax.data.spec import DataSpec
 from mmjax.errors import UserError
 from mmjax.model import MultimodalLM, make_model
-from mmjax.typed import check_types, hints_of
+from mmjax.typed import Count, Decay, Natural, NotNegative, Positive, Range, check_types, suggest
 
 STAGE = re.compile(r"\w[\w-]*", re.ASCII)  # names of stages: each is a folder in the workdir
-DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter: its rank, and alpha, which divided by the rank scales it."""
+
+    rank: Count
+    alpha: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """What training/optimizer.py makes the optimizer of a stage from.
+
+    lr: the peak. schedule, warmup, final: from 0 up to the peak and down to `final` of it; warmup in updates or,
+    below 1, as a fraction of the stage's. clip: largest global norm of the gradients, 0 for none. lr_factors and
+    decay: rules that cover every trainable path.
+    """
+
+    type: Literal["adamw"]
+    lr: NotNegative
+    schedule: Literal["cosine", "linear", "constant"]
+    warmup: NotNegative
+    final: NotNegative
+    b1: Decay
+    b2: Decay
+    eps: Positive
+    weight_decay: NotNegative
+    clip: NotNegative
+    lr_factors: list[tuple[str, float]]
+    decay: list[tuple[str, bool]]
+
+    def __post_init__(self):
+        if self.schedule == "constant" and self.final != 1:
+            raise UserError(f"final: {self.final!r}; a constant schedule ends at its peak, so it must be 1.")
+
+    def warmup_updates(self, total: int) -> int:
+        """Updates of the warm-up in a stage of `total`. A fraction is rounded up, as Hugging Face's `warmup_ratio`
+        is: published recipes are given in it. Raises UserError for what is neither."""
+        updates = math.ceil(self.warmup * total) if self.warmup < 1 else self.warmup
+        if updates != int(updates) or updates >= total:
+            raise UserError(
+                f"optimizer.warmup: {self.warmup!r} is neither a fraction below 1 nor a whole number of updates "
+                f"below the stage's {total}."
+            )
+        return int(updates)
+
+
+@dataclasses.dataclass(frozen=True)
+class Validation:
+    """Losses on held-out data, in one pass over it. every: steps."""
+
+    every: Count
+    data: DataSpec
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """One stage of training, started from the weights of the stage before.
 
-    data: a data spec (data/spec.py). batch: rows a step, over all devices. steps: how many.
-    losses: name -> dict(type=an objective, weight=). trainable: path regexes; what none finds is frozen.
-    lora: `(regex, dict(rank=, alpha=))` rules of the adapters that this stage adds. optimizer: see
-    training/optimizer.py. accumulate: parts that a batch is taken in. ema: decay of the parameters' running
-    mean, 0 for none. valid: None, or dict(every=steps, data=a data spec) for the losses on held-out data.
+    batch: rows a step, over all devices. steps: how many. losses: name -> dict(type=an objective, weight=).
+    trainable: path regexes; what none finds is frozen. lora: `(regex, adapter)` rules of the adapters that this
+    stage adds. accumulate: parts that a batch is taken in. ema: decay of the parameters' running mean, 0 for none.
     log_every, save_every: steps.
     """
 
     name: str
-    data: Mapping[str, Any]
-    batch: int
-    steps: int
+    data: DataSpec
+    batch: Count
+    steps: Count
     losses: Mapping[str, Mapping[str, Any]]
     trainable: list[str]
-    lora: list[tuple[str, Mapping[str, Any]]]
-    optimizer: Mapping[str, Any]
-    accumulate: int
-    ema: float
-    valid: Mapping[str, Any] | None
-    log_every: int
-    save_every: int
+    lora: list[tuple[str, Adapter]]
+    optimizer: Optimizer
+    accumulate: Count
+    ema: Decay
+    valid: Validation | None
+    log_every: Count
+    save_every: Count
 
     def __post_init__(self):
-        for key in ("batch", "steps", "accumulate", "log_every", "save_every"):
-            if getattr(self, key) < 1:
-                raise UserError(f"{self.name}.{key}: {getattr(self, key)} is below 1.")
-        if not 0 <= self.ema < 1:
-            raise UserError(f"{self.name}.ema: {self.ema} is no decay: 0 for none, or below 1.")
-        for pattern, adapter in self.lora:
-            check_keys(("rank", "alpha"), adapter, f"{self.name}.lora {pattern!r}")
-            check_types(adapter, {"rank": int, "alpha": float}, f"{self.name}.lora {pattern!r}")
-            if adapter["rank"] < 1:
-                raise UserError(f"{self.name}.lora {pattern!r}: rank {adapter['rank']} is below 1.")
-        if self.valid is not None:
-            check_keys(("every", "data"), self.valid, f"{self.name}.valid")
-            check_types(self.valid, {"every": int, "data": Mapping[str, Any]}, f"{self.name}.valid")
-            if self.valid["every"] < 1:
-                raise UserError(f"{self.name}.valid.every: {self.valid['every']} is below 1.")
+        if self.batch % self.accumulate:
+            raise UserError(f"batch: {self.batch} rows cannot be taken in accumulate={self.accumulate} parts.")
+        self.optimizer.warmup_updates(self.steps)
+        if not self.losses:
+            raise UserError("losses: there are none; give recipes.loss('language.next_token').")
 
 
 @dataclasses.dataclass(frozen=True)
 class Precision:
-    """Names of dtypes: of trained parameters, of activations, of frozen parameters."""
+    """Names of dtypes: of trained parameters, of activations, of frozen parameters.
+
+    Trained parameters are float32: in bfloat16 Adam's second moment never decays (0.999 is 1), a step of 1e-3 of a
+    weight is lost in rounding, and initial weights have 128 values. Matrices are multiplied in `compute_dtype`.
+    """
 
     param_dtype: str
-    compute_dtype: str
-    frozen_dtype: str
+    compute_dtype: Literal["float32", "bfloat16", "float16"]
+    frozen_dtype: Literal["float32", "bfloat16", "float16"]
 
     def __post_init__(self):
-        for key, name in vars(self).items():
-            if name not in DTYPES:
-                raise UserError(f"precision.{key}: no {name!r}" + suggest(name, DTYPES))
+        if self.param_dtype != "float32":
+            raise UserError(
+                f"param_dtype: {self.param_dtype!r}: what is trained is float32, as are its moments. Matrices are "
+                "multiplied in precision.compute_dtype, and frozen parameters kept in precision.frozen_dtype."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,10 +135,10 @@ class Config:
     """A whole run. model: see model.make_model. tokenizer: dict(type=, path=, ...), with `train` where `mmjax
     prepare` makes it. stages: in order. load: `(part of the model, source)` rules of what the first of them
     starts from (hub/load.py), [] for from scratch. evaluation: None, or what `mmjax evaluate` runs. mesh: axis
-    sizes. max_skipped: steps with a non-finite loss that a stage survives. keep: checkpoints kept a stage.
-    wandb: None, or arguments of wandb.init. data_dir: where prepared corpora and tokenizers lie."""
+    sizes (sharding.py). max_skipped: steps with a non-finite loss that a stage survives. keep: checkpoints kept a
+    stage. wandb: None, or arguments of wandb.init. data_dir: where prepared corpora and tokenizers lie."""
 
-    seed: int
+    seed: Annotated[int, Range(0, 2**32, open=True)]
     model: Mapping[str, Any]
     tokenizer: Mapping[str, Any]
     stages: tuple[Stage, ...]
@@ -100,14 +149,9 @@ class Config:
     scan: bool
     data_dir: str
     load: list[tuple[str, str]]
-    max_skipped: int
-    keep: int
+    max_skipped: Natural
+    keep: Count
     wandb: Mapping[str, Any] | None
-
-    def __post_init__(self):
-        for key, least in dict(keep=1, max_skipped=0).items():
-            if getattr(self, key) < least:
-                raise UserError(f"{key}: {getattr(self, key)} is below {least}.")
 
     def stage(self, name: str) -> Stage:
         """The stage of that name.
@@ -128,31 +172,25 @@ def read_config(raw: Mapping[str, Any]) -> Config:
       UserError: an unknown or missing key, with the nearest right one.
     """
     raw = dict(json.loads(json.dumps(dict(raw))))  # as it will be read back from a workdir
-    check_types(raw, {"stages": list[str], "precision": Mapping[str, Any]}, "config")
+    check_types(raw, {"stages": list[str]}, "config")
+    names = raw.get("stages", [])
+    if not names:
+        raise UserError("stages: there are none; name at least one, and give it a section.")
     stages = []
-    for name in raw.get("stages", []):
+    for name in names:
         if not STAGE.fullmatch(name):
             raise UserError(f"stages: {name!r} cannot be a folder's name; letters, digits, '_' and '-' can.")
+        if names.count(name) > 1:
+            raise UserError(
+                f"stages: {name!r} stands there twice; a stage that is trained again has another name."
+            )
         if not isinstance(raw.get(name), Mapping):
             raise UserError(f"config: the stage {name!r} has no section c.{name}.")
-        stages.append(_section(Stage, {"name": name, **raw.pop(name)}, name))
-    raw["precision"] = _section(Precision, raw.get("precision", {}), "precision")
-    return _section(Config, raw | {"stages": tuple(stages)}, "config")
-
-
-def check_keys(known: Collection[str], values: Mapping[str, Any], where: str) -> None:
-    """Raises UserError for a key of a section that is not known, with the nearest one, or that is missing."""
-    for key in values:
-        if key not in known:
-            raise UserError(f"{where}: no key {key!r}" + suggest(key, known))
-    if missing := [key for key in known if key not in values]:
-        raise UserError(f"{where}: requires {', '.join(missing)}.")
-
-
-def _section(cls: type, values: Mapping[str, Any], where: str) -> Any:
-    check_keys([field.name for field in dataclasses.fields(cls)], values, where)
-    check_types(values, hints_of(cls), where)
-    return cls(**values)
+        stages.append(section(Stage, {"name": name, **raw[name]}, name))
+    raw = {key: value for key, value in raw.items() if key not in names}
+    if "precision" in raw:
+        raw["precision"] = section(Precision, raw["precision"], "precision")
+    return section(Config, raw | {"stages": tuple(stages)}, "config")
 
 
 def build_model(config: Config, vocab: int) -> MultimodalLM:

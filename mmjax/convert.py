@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from mmjax import tree
 from mmjax.config import Config, build_model, read_config
-from mmjax.data.spec import read_spec
 from mmjax.errors import UserError
 from mmjax.hub.aside import KEPT, Origin, aside, find_origin, keep, listed
 from mmjax.hub.beside import copy_files, over, write_beside
@@ -165,7 +164,7 @@ def _prompts(config: Config, source: Path, required: bool) -> Prompts | None:
     try:
         tokenizer = open_tokenizer(config.tokenizer, file)
         model = build_model(config, tokenizer.vocab_size)
-        return Prompts(read_spec(stage.data), tokenizer, model, config.tokenizer, file)
+        return Prompts(stage.data, tokenizer, model, config.tokenizer, file)
     except UserError as error:
         if required:
             raise

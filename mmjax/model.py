@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from mmjax.backbones.decoder import Decoder, empty_cache
-from mmjax.build import build, suggest
+from mmjax.build import build, section
 from mmjax.errors import UserError
 from mmjax.nn.masks import attention_mask, cross_mask, steps
-from mmjax.typed import check_types
 from mmjax.types import Batch, Cache, Media, Output
 
 
@@ -183,41 +182,40 @@ def _flat(tokens: Mapping[str, jax.Array]) -> jax.Array:
     return jnp.concatenate([t.reshape(t.shape[0], -1, t.shape[-1]) for t in tokens.values()], axis=1)
 
 
-FUSIONS = ("splice", "xattn")
+@dataclasses.dataclass(frozen=True)
+class ModelSpec:
+    """A config's `model` section: specs of encoders and projectors by name of the medium, of the backbone, and how
+    media enter it."""
+
+    encoders: Mapping[str, Mapping[str, Any]]
+    projectors: Mapping[str, Mapping[str, Any]]
+    backbone: Mapping[str, Any]
+    fusion: Literal["splice", "xattn"]
 
 
 def make_model(spec: Mapping[str, Any], **given: Any) -> MultimodalLM:
-    """The model of a config's `model` section.
+    """The model of a config's `model` section, a ModelSpec.
 
     Args:
-      spec: encoders, projectors, backbone, fusion.
       given: dtype, param_dtype, vocab and other values that the parts take where their specs do not set them.
 
     Raises:
       UserError: unknown keys or parts that do not fit together.
     """
-    known = ("encoders", "projectors", "backbone", "fusion")
-    for key in spec:
-        if key not in known:
-            raise UserError(f"model: no key {key!r}" + suggest(key, known))
-    if missing := [key for key in known if key not in spec]:
-        raise UserError(f"model: requires {', '.join(missing)}.")
-    check_types(spec, dict.fromkeys(known[:2], Mapping[str, Any]), "model")
-    backbone = _part(spec["backbone"], "model.backbone", "logits", **given)
-    if spec["fusion"] not in FUSIONS:
-        raise UserError(f"model.fusion: {spec['fusion']!r} is none of {', '.join(FUSIONS)}.")
-    if (spec["fusion"] == "xattn") != (backbone.xattn is not None):
+    spec = section(ModelSpec, spec, "model")
+    backbone = _part(spec.backbone, "model.backbone", "logits", **given)
+    if (spec.fusion == "xattn") != (backbone.xattn is not None):
         raise UserError("model: fusion='xattn' and backbone.xattn go together; one of them is missing.")
-    if set(spec["encoders"]) != set(spec["projectors"]):
+    if set(spec.encoders) != set(spec.projectors):
         raise UserError(
-            f"model: encoders {sorted(spec['encoders'])} and projectors {sorted(spec['projectors'])} differ."
+            f"model: encoders {sorted(spec.encoders)} and projectors {sorted(spec.projectors)} differ."
         )
-    encoders = {n: _part(s, f"model.encoders.{n}", "medium_shape", **given) for n, s in spec["encoders"].items()}
+    encoders = {n: _part(s, f"model.encoders.{n}", "medium_shape", **given) for n, s in spec.encoders.items()}
     projectors = {
         n: _part(s, f"model.projectors.{n}", "apply", width=backbone.width, **given)
-        for n, s in spec["projectors"].items()
+        for n, s in spec.projectors.items()
     }
-    return MultimodalLM(encoders, projectors, backbone, spec["fusion"])
+    return MultimodalLM(encoders, projectors, backbone, spec.fusion)
 
 
 def _part(spec: Any, where: str, method: str, **given: Any) -> Any:

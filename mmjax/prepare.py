@@ -15,7 +15,9 @@ from mmjax.data.tokenizer import train_sentencepiece
 
 def prepare(config: Config) -> None:
     """Builds the corpora of all stages in `data_dir` and, where the tokenizer has a `train` section, trains it."""
-    specs = [s for stage in config.stages for s in (stage.data, (stage.valid or {}).get("data")) if s]
+    specs = [
+        spec for stage in config.stages for spec in (stage.data, *([stage.valid.data] if stage.valid else []))
+    ]
     for spec in specs:
         data.prepare(spec, config.data_dir)
     benchmarks = (config.evaluation or {}).values()

@@ -1,20 +1,70 @@
-"""Whether a value of a config is of the type that its reader declares: JSON knows no other check."""
+"""Whether the keys and values of a config are those that its reader declares: JSON knows no other check.
+
+A reader is a class or function with type hints. Of a number `Annotated[float, Range(0, 1)]` says the range, and of
+a text `Literal["a", "b"]` the choices.
+"""
 
 from __future__ import annotations
 
 import collections.abc
 import dataclasses
+import difflib
 import inspect
+import math
 import os
 import reprlib
 import types
 import typing
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Annotated, Any
 
 from mmjax.errors import UserError
 
 LARGEST = 2**63  # whole numbers are below it, as in arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Numbers from `least` to `most`, both of them in it unless it is `open` above."""
+
+    least: float
+    most: float = math.inf
+    open: bool = False
+
+    def trouble(self, value: float) -> str:
+        """What is wrong with a number, '' if it is in the range."""
+        if value < self.least:
+            return f"is below {self.least}"
+        if value > self.most or (self.open and value == self.most):
+            return f"must be below {self.most}" if self.open else f"is above {self.most}"
+        return ""
+
+
+Count = Annotated[int, Range(1)]
+Natural = Annotated[int, Range(0)]
+Positive = Annotated[float, Range(5e-324)]
+NotNegative = Annotated[float, Range(0)]
+Share = Annotated[float, Range(0, 1)]
+Decay = Annotated[float, Range(0, 1, open=True)]
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """'; did you mean ...?' with the nearest known name, or the list of them."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}."
+
+
+def check_keys(
+    values: Mapping[str, Any], known: Collection[str], required: Collection[str], where: str, owner: str = ""
+) -> None:
+    """Raises UserError for a key of a section that is not known, with the nearest one, or that is missing.
+    owner: what has these keys, for the message."""
+    for key in values:
+        if key not in known:
+            raise UserError(f"{where}: {owner and owner + ' has '}no key {key!r}" + suggest(str(key), known))
+    if missing := [key for key in required if key not in values]:
+        raise UserError(f"{where}: {owner and owner + ' '}requires {', '.join(missing)}.")
 
 
 def hints_of(thing: Callable[..., Any]) -> dict[str, Any]:
@@ -23,23 +73,43 @@ def hints_of(thing: Callable[..., Any]) -> dict[str, Any]:
     if inspect.isclass(thing) and not dataclasses.is_dataclass(thing):
         declared = thing.__init__
     try:
-        return typing.get_type_hints(declared)
+        return typing.get_type_hints(declared, include_extras=True)
     except (NameError, TypeError, AttributeError):  # a name that is imported for type checkers alone
         return {}
 
 
 def check_types(values: Mapping[str, Any], hints: Mapping[str, Any], where: str) -> None:
-    """Raises UserError for a value that is not of its declared type; names its path, the value and the type."""
+    """Raises UserError for a value that is not of its declared type or range; names its path, the value and what
+    it must be."""
     for key, value in values.items():
-        if key in hints and not fits(value, hints[key]):
-            hint = hints[key]
-            name = hint.__name__ if inspect.isclass(hint) and not typing.get_args(hint) else str(hint)
-            wanted = name.replace("typing.", "").replace("collections.abc.", "")
-            raise UserError(f"{where}.{key}: {reprlib.repr(value)} is not of type {wanted}.")
+        if key in hints and (trouble := _trouble(value, hints[key])):
+            raise UserError(f"{where}.{key}: {trouble}")
+
+
+def _trouble(value: Any, hint: Any) -> str:
+    """What is wrong with a value, '' if it is of the type."""
+    shown, bare = reprlib.repr(value), plain(hint)
+    if typing.get_origin(bare) is typing.Literal and value not in (choices := typing.get_args(bare)):
+        return f"no {shown}" + suggest(str(value), map(str, choices))
+    if not fits(value, hint):
+        if isinstance(value, float) and not math.isfinite(value) and fits(0.0, hint):
+            return f"{shown} is no finite number."
+        name = bare.__name__ if inspect.isclass(bare) and not typing.get_args(bare) else str(bare)
+        return f"{shown} is not of type {name.replace('typing.', '').replace('collections.abc.', '')}."
+    for extra in typing.get_args(hint)[1:] if bare is not hint else ():
+        if isinstance(extra, Range) and (trouble := extra.trouble(value)):
+            return f"{shown} {trouble}."
+    return ""
+
+
+def plain(hint: Any) -> Any:
+    """A type without what Annotated says of it."""
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
 
 
 def fits(value: Any, hint: Any) -> bool:
     """Whether a value, perhaps read from JSON, is of a type: a list is a tuple, a whole number a float."""
+    hint = plain(hint)
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(fits(value, one) for one in inner)
@@ -53,7 +123,7 @@ def fits(value: Any, hint: Any) -> bool:
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool) and abs(value) < LARGEST
     if kind is float:
-        return isinstance(value, float) or fits(value, int)
+        return (isinstance(value, float) and math.isfinite(value)) or fits(value, int)
     if kind in (list, tuple, collections.abc.Sequence):
         return isinstance(value, list | tuple) and _items_fit(value, kind, inner)
     if kind in (dict, collections.abc.Mapping):

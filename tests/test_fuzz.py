@@ -21,7 +21,6 @@ from mmjax.config import build_model
 from mmjax.data.image import FORMATS, ImageOptions, decode, upright_size
 from mmjax.data.quarantine import BadRecord
 from mmjax.data.sources import open_source
-from mmjax.data.spec import read_spec
 from mmjax.errors import UserError
 from mmjax.hub.family import FAMILIES
 from mmjax.hub.folder import HubFolder
@@ -205,7 +204,6 @@ def test_configs_of_workdirs(tmp_path, times):
     def read():
         found = load_config(workdir)
         for stage in found.stages:
-            read_spec(stage.data)
             find_losses(stage.losses)
         build_model(found, 10)
 

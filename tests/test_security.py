@@ -216,7 +216,7 @@ def test_every_lookup_by_name_has_its_place():
     assert calls == {
         "build.py": ["resolve", "bind"],
         "data/spec.py": ["build"],  # views
-        "evaluation/run.py": ["bind"],  # benchmarks
+        "evaluation/find.py": ["bind"],  # benchmarks
         "hub/family.py": ["resolve", "resolve"],  # parts that a family names, or that stand in a checked config
         "model.py": ["build"],  # parts of the model
         "training/step.py": ["bind"],  # losses
@@ -323,7 +323,7 @@ def test_json_is_bounded(tmp_path):
         (("sft",), None, r"stage 'sft' has no section"),
         (("stages",), "sft", r"config\.stages: 'sft' is not of type list"),
         (("precision", "compute_dtype"), "float31", r"precision\.compute_dtype: no 'float31'; did you mean"),
-        (("sft", "lora"), [["x", dict(rank="8", alpha=1)]], r"lora 'x'\.rank: '8' is not of type int"),
+        (("sft", "lora"), [["x", dict(rank="8", alpha=1)]], r"sft\.lora\.x\.rank: '8' is not of type int"),
         (("keep",), 0, "keep: 0 is below 1"),
         (("sft", "valid"), dict(evry=1), r"sft\.valid: no key 'evry'; did you mean 'every'"),
     ],

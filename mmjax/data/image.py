@@ -61,11 +61,11 @@ class ImageOptions:
 
     def __post_init__(self):
         if self.edge < 0:
-            raise UserError(f"media.edge: {self.edge} is below 0.")
+            raise UserError(f"edge: {self.edge} is below 0.")
         if self.resize not in RESIZE:
-            raise UserError(f"media.resize: {self.resize!r} is none of {', '.join(RESIZE)}.")
+            raise UserError(f"resize: {self.resize!r} is none of {', '.join(RESIZE)}.")
         if self.resample not in RESAMPLE:
-            raise UserError(f"media.resample: {self.resample!r} is none of {', '.join(RESAMPLE)}.")
+            raise UserError(f"resample: {self.resample!r} is none of {', '.join(RESAMPLE)}.")
 
 
 def load(picture: bytes | os.PathLike[str] | str, options: ImageOptions) -> np.ndarray:

@@ -18,12 +18,13 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
+from mmjax.build import section
 from mmjax.data.chat import Chat
 from mmjax.data.packing import Lengths, make_plan
 from mmjax.data.quarantine import LINE, BadRecord, Quarantine
 from mmjax.data.rows import Feed, Rows
 from mmjax.data.sources import open_source
-from mmjax.data.spec import DataSpec, read_spec
+from mmjax.data.spec import DataSpec
 from mmjax.data.tokenizer import Tokenizer
 from mmjax.errors import UserError
 from mmjax.types import Batch
@@ -33,7 +34,7 @@ PROCESSES_FROM = 20_000  # samples; a smaller source is measured before a worker
 
 
 def make_dataset(
-    spec: Mapping[str, Any],
+    spec: DataSpec | Mapping[str, Any],
     tokenizer: Tokenizer,
     *,
     span: int,
@@ -59,24 +60,24 @@ def make_dataset(
         a slot for a picture are wrong unless `splice`.
       TooManyBadRecords: a source has lost more than `max_refused` of its records.
     """
-    checked = read_spec(spec)
-    views = checked.media.make_views()
-    if not splice and not checked.media.slots:
+    spec = section(DataSpec, spec, "data")
+    views = spec.media.make_views()
+    if not splice and not spec.media.slots:
         raise UserError("data.media.slots: is 0, and cross-attention wants 1 at least; a row may leave it empty.")
     feeds = []
-    for name, part in checked.sources.items():
+    for name, part in spec.sources.items():
         try:
             source = open_source(part.path, part.root, data_dir)
         except UserError as error:
             raise type(error)(f"data.sources.{name}.{error}") from error
-        template = part.template or checked.template
-        chat = make_chat(checked, tokenizer, span, splice, template, vocab)
+        template = part.template or spec.template
+        chat = make_chat(spec, tokenizer, span, splice, template, vocab)
         feeds.append(Feed(name, source, chat, views, part.augment, part.turns))
     sizes = {feed.name: len(feed.source) for feed in feeds}
-    bad = Quarantine(quarantine, sizes, checked.max_refused, stage, split)
-    lengths = [measure(feed, checked, bad, checked.sources[feed.name].weight) for feed in feeds]
-    plan = make_plan(lengths, rows, checked.length, checked.media.slots, seed, checked.pack)
-    return Dataset(Rows(checked, feeds, plan, seed, bad))
+    bad = Quarantine(quarantine, sizes, spec.max_refused, stage, split)
+    lengths = [measure(feed, spec, bad, spec.sources[feed.name].weight) for feed in feeds]
+    plan = make_plan(lengths, rows, spec.length, spec.media.slots, seed, spec.pack)
+    return Dataset(Rows(spec, feeds, plan, seed, bad))
 
 
 def make_chat(

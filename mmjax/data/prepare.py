@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from mmjax.data import corpora
 from mmjax.data.marks import split_marks
 from mmjax.data.quarantine import BadRecord
 from mmjax.data.sources import open_source
-from mmjax.data.spec import read_spec
+from mmjax.data.spec import DataSpec
 from mmjax.data.templates import Template, open_template
 
 
-def prepare(spec: Mapping[str, Any], data_dir: str) -> None:
+def prepare(spec: DataSpec, data_dir: str) -> None:
     """Builds the corpora of a data spec in `data_dir`, those that are not there yet."""
-    corpora.prepare([source.path for source in read_spec(spec).sources.values()], data_dir)
+    corpora.prepare([source.path for source in spec.sources.values()], data_dir)
 
 
-def texts(spec: Mapping[str, Any], data_dir: str) -> Iterator[str]:
+def texts(spec: DataSpec, data_dir: str) -> Iterator[str]:
     """The texts of a data spec as the model will read them, without special tokens and picture marks: a word
     that a template puts before each turn is worth a token of its own."""
-    checked = read_spec(spec)
-    for part in checked.sources.values():
-        template = open_template(part.template or checked.template)
+    for part in spec.sources.values():
+        template = open_template(part.template or spec.template)
         around = {role: _around(template, role) for role in ("system", "user", "assistant")}
         source = open_source(part.path, part.root, data_dir)
         for index in range(len(source)):

@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from mmjax.build import suggest
 from mmjax.errors import UserError
+from mmjax.typed import suggest
 
 
 @dataclasses.dataclass(frozen=True)

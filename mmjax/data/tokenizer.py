@@ -19,8 +19,8 @@ import numpy as np
 import sentencepiece
 import tokenizers
 
-from mmjax.build import suggest
 from mmjax.errors import MissingFile, UserError
+from mmjax.typed import suggest
 
 # Names that control a conversation even where a tokenizer.json does not flag them as special.
 CONTROL = ("<image>", "<|im_start|>", "<|im_end|>", "<|eot_id|>", "<s>", "</s>")

@@ -12,12 +12,11 @@ import numpy as np
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
 
-from mmjax.build import suggest
 from mmjax.hub.family import Family, find_family, renamed, section_of
 from mmjax.hub.folder import Renamed
 from mmjax.hub.gguf import GGUFFile
 from mmjax.hub.tensors import CheckpointError, Spec
-from mmjax.typed import fits
+from mmjax.typed import fits, suggest
 
 
 class Architecture(NamedTuple):

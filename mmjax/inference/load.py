@@ -9,7 +9,6 @@ import jax
 
 from mmjax.config import Config, Stage, build_model
 from mmjax.data.pipeline import make_chat
-from mmjax.data.spec import read_spec
 from mmjax.errors import MissingFile
 from mmjax.hub.load import load_parts
 from mmjax.inference.chat import Assistant, Sampling
@@ -48,7 +47,7 @@ def load(workdir: str | Path, stage: str | None = None, trust: Sequence[str] = (
             require_inside(source.partition(":")[2], workdir, "load")
         shapes = jax.eval_shape(model.init, jax.random.key(0))
         params = load_parts(config.load, shapes, shard_tree(shapes, one_device()))
-    data = read_spec(chosen.data)
+    data = chosen.data
     splice = model.fusion == "splice"
     span = model.tokens_per_medium().get("image", 1) if splice else 1
     views, span = data.media.make_views().unlimited(span)

@@ -11,10 +11,10 @@ from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
-from mmjax.build import suggest
 from mmjax.data.image import ImageError
 from mmjax.errors import UserError
 from mmjax.inference.chat import Assistant
+from mmjax.typed import suggest
 
 HELP = """\
 Type a question and press Enter. Commands:

@@ -66,7 +66,8 @@ class Linear(nn.Module):
 
 
 def add_lora(params: tree.Tree, rules: tree.Rules, rng: jax.Array) -> dict[str, Any]:
-    """Params with adapters beside each kernel that a rule `(regex, dict(rank=R, alpha=A))` finds.
+    """Params with adapters beside each kernel that a rule `(regex, adapter)` finds; an adapter has a rank R
+    and an alpha A.
 
     A starts as He-uniform noise and B as zeros, so the model's function is unchanged; scale = A / R. Kernels
     that carry adapters already are left alone, so that a later stage may go on with those of the stage before.
@@ -84,13 +85,13 @@ def add_lora(params: tree.Tree, rules: tree.Rules, rng: jax.Array) -> dict[str, 
         if spec is None or stem + "lora_a" in flat:
             continue
         *layers, d_in, d_out = kernels[path].shape
-        rank, dtype = spec["rank"], jnp.float32
+        rank, dtype = spec.rank, jnp.float32
         bound = (1.0 / d_in) ** 0.5  # torch's kaiming_uniform_(a=sqrt(5)), as in the reference implementation
         flat[stem + "lora_a"] = jax.random.uniform(
             jax.random.fold_in(rng, i), (*layers, d_in, rank), dtype, -bound, bound
         )
         flat[stem + "lora_b"] = jnp.zeros((*layers, rank, d_out), dtype)
-        flat[stem + "lora_scale"] = jnp.full(layers, spec["alpha"] / rank, dtype)
+        flat[stem + "lora_scale"] = jnp.full(layers, spec.alpha / rank, dtype)
     return tree.unflatten(flat)
 
 

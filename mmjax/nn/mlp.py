@@ -9,10 +9,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from mmjax.build import suggest
 from mmjax.errors import UserError
 from mmjax.nn.linear import Linear
 from mmjax.sharding import constrain
+from mmjax.typed import suggest
 
 ACTIVATIONS = {
     "gelu": functools.partial(nn.gelu, approximate=False),

@@ -87,7 +87,7 @@ class Loop:
             if position % stage.log_every == 0 or position == stage.steps:
                 self._log(window, position, waiting.take())
                 window = []
-            if self.valid and position % stage.valid["every"] == 0:
+            if self.valid and position % stage.valid.every == 0:
                 self.metrics.write(position, self._validate(state))
             if position % stage.save_every == 0 or position == stage.steps or stop.is_set():
                 self._save(state, position)

@@ -72,12 +72,12 @@ class Run:
     def data(self, stage: Stage, split: str) -> Dataset:
         """The data that a stage trains on, or is validated by in one pass."""
         valid = split == "valid"
-        spec, rows = (stage.valid["data"], None) if valid else (stage.data, stage.steps * stage.batch)
+        spec, rows = (stage.valid.data, None) if valid else (stage.data, stage.steps * stage.batch)
         spans = self.model.tokens_per_medium()
         splice = self.model.fusion == "splice"
         limit = self.model.backbone.max_positions
-        if limit and spec["length"] > limit:
-            raise UserError(f"data.length: {spec['length']} tokens; model.backbone.max_positions is {limit}.")
+        if limit and spec.length > limit:
+            raise UserError(f"data.length: {spec.length} tokens; model.backbone.max_positions is {limit}.")
         return make_dataset(
             spec,
             self.tokenizer,
@@ -148,7 +148,7 @@ def _train_stage(run: Run, stage: Stage, checkpoints: Checkpoints, stop: threadi
     valid = run.data(stage, "valid") if stage.valid else None
     shapes = parameter_shapes(run.config, run.model, stage)
     trainable, _ = tree.partition(shapes, tree.select(stage.trainable, shapes, f"{stage.name}.trainable"))
-    optimizer, schedule = make_optimizer(stage.optimizer, stage.steps, trainable)
+    optimizer, schedule = make_optimizer(stage.optimizer, stage.steps, trainable, f"{stage.name}.optimizer")
     _announce(stage, shapes, trainable, data)
 
     def begin(params: Any) -> TrainState:

@@ -9,11 +9,13 @@ import pytest
 from materials import SPECIALS, spec_of
 from PIL import Image
 
+from mmjax.build import section
 from mmjax.data.corpora import easy_vqa, openmoji
 from mmjax.data.corpora.base import need
 from mmjax.data.pipeline import make_dataset
 from mmjax.data.prepare import prepare, texts
 from mmjax.data.sources import open_source
+from mmjax.data.spec import DataSpec
 from mmjax.data.tokenizer import train_sentencepiece
 from mmjax.errors import UserError
 from mmjax.types import Sample, Turn
@@ -37,8 +39,8 @@ def built(tmp_path_factory):
         for corpus in (easy_vqa.Corpus, openmoji.Corpus):
             few = few_samples(corpus.samples)
             patch.setattr(corpus, "samples", few)
-        prepare(spec, folder)
-        prepare(spec_of("corpus:easy_vqa/questions/test"), folder)
+        prepare(section(DataSpec, spec, "data"), folder)
+        prepare(section(DataSpec, spec_of("corpus:easy_vqa/questions/test"), "data"), folder)
     return folder, spec
 
 
@@ -48,7 +50,9 @@ def few_samples(samples):
 
 def test_from_packages_to_a_batch(built, tmp_path):
     folder, spec = built
-    tokenizer = train_sentencepiece(texts(spec, folder), tmp_path / "t.model", 420, SPECIALS)
+    tokenizer = train_sentencepiece(
+        texts(section(DataSpec, spec, "data"), folder), tmp_path / "t.model", 420, SPECIALS
+    )
     assert len(tokenizer.encode("assistant")[0]) == 1, "the template's words are worth a token"
     data = make_dataset(
         spec,
@@ -94,7 +98,7 @@ def test_easy_vqa_records(built):
 def test_a_second_prepare_changes_nothing_and_names_the_authors(built, capsys):
     folder, spec = built
     before = [sample.id for sample in all_samples(PATHS["moji"], folder)]
-    prepare(spec, folder)
+    prepare(section(DataSpec, spec, "data"), folder)
     said = capsys.readouterr().out
     assert "CC BY-SA 4.0" in said and "OpenMoji" in said and "MIT" in said and "Victor Zhou" in said
     assert [sample.id for sample in all_samples(PATHS["moji"], folder)] == before
@@ -108,12 +112,12 @@ def test_a_killed_build_is_built_again(tmp_path, monkeypatch):
     spec = spec_of("corpus:openmoji/64px/train")
     monkeypatch.setattr(openmoji.Corpus, "samples", dies)
     with pytest.raises(KeyboardInterrupt):
-        prepare(spec, str(tmp_path))
+        prepare(section(DataSpec, spec, "data"), str(tmp_path))
     with pytest.raises(FileNotFoundError, match="mmjax prepare"):
         open_source("corpus:openmoji/64px/train", data_dir=str(tmp_path))
     monkeypatch.undo()
     monkeypatch.setattr(openmoji.Corpus, "samples", few_samples(openmoji.Corpus.samples))
-    prepare(spec, str(tmp_path))
+    prepare(section(DataSpec, spec, "data"), str(tmp_path))
     assert len(open_source("corpus:openmoji/64px/train", data_dir=str(tmp_path))) == 30
 
 

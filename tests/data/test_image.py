@@ -126,7 +126,7 @@ def test_what_is_smaller_than_the_square_lies_on_black():
     np.testing.assert_array_equal(pixels[:, 2:7], np.asarray(image)[2:10])
     assert pixels[:, :2].max() == 0 == pixels[:, 7:].max()
     assert load(encoded(noise((40, 30))), options(8, "crop", edge=6)).shape == (8, 8, 3)
-    with pytest.raises(ValueError, match=r"media\.edge: -1"):
+    with pytest.raises(ValueError, match=r"edge: -1"):
         options(8, "crop", edge=-1)
 
 

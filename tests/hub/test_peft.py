@@ -12,6 +12,7 @@ from parity import TOLERANCE, VOCAB, batch_of, error, imported, logits, save
 from test_llava_family import IMAGE, SIZE, pixels, tiny
 
 from mmjax import tree
+from mmjax.config import Adapter
 from mmjax.hub.family import family
 from mmjax.hub.peft import write_adapter
 from mmjax.hub.tensors import CheckpointError
@@ -20,9 +21,9 @@ from mmjax.workdir import load_config
 
 peft = pytest.importorskip("peft")
 RULES = [
-    (r"backbone/layers/attention/(query|value)/kernel", dict(rank=4, alpha=8)),
-    (r"backbone/layers/mlp/down/kernel", dict(rank=2, alpha=8)),
-    (r"projectors/image/linear_1/kernel", dict(rank=3, alpha=3)),
+    (r"backbone/layers/attention/(query|value)/kernel", Adapter(rank=4, alpha=8)),
+    (r"backbone/layers/mlp/down/kernel", Adapter(rank=2, alpha=8)),
+    (r"projectors/image/linear_1/kernel", Adapter(rank=3, alpha=3)),
 ]
 
 

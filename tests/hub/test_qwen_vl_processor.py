@@ -96,7 +96,7 @@ def theirs_of(said, pictures):
 
 def test_a_packed_row_from_files_has_the_logits_of_transformers(folder, tmp_path):
     model, params = imported(folder / "hf", tmp_path / "run")
-    media = load_config(tmp_path / "run").stage("sft").data["media"]
+    media = load_config(tmp_path / "run").stage("sft").data.media
     assert media["token"] == "<|image_pad|>" and media["size"] == PATCH
     assert media["views"] == dict(type="data.patches.Native", patches=5120, merge=2, **LIMITS)
     spec = dict(

@@ -5,11 +5,12 @@ import pytest
 from small import make_batch, random_params, small_model
 
 from mmjax import tree
+from mmjax.config import Adapter
 from mmjax.nn.linear import Linear, add_lora, matmul, merge_lora
 
 RNG = np.random.default_rng(0)
 X, W = (RNG.normal(size=shape).astype(np.float32) for shape in ((2, 3, 5), (5, 4)))
-QUERIES = [("query/kernel$", dict(rank=2, alpha=6))]
+QUERIES = [("query/kernel$", Adapter(rank=2, alpha=6))]
 
 
 def test_matmul_has_the_gradients_of_the_plain_product():
@@ -40,7 +41,7 @@ def test_adapters_beside_a_kernel_are_used():
 def test_new_adapters_leave_every_bit_of_the_function():
     model = small_model("splice")
     params, batch = random_params(model), make_batch("splice", [["look #: a cat"]], length=20)
-    adapted = add_lora(params, [("^backbone/layers/", dict(rank=2, alpha=4))], jax.random.key(0))
+    adapted = add_lora(params, [("^backbone/layers/", Adapter(rank=2, alpha=4))], jax.random.key(0))
     added = {path: leaf.shape for path, leaf in tree.flatten(adapted).items() if "lora_" in path}
     assert added["backbone/layers/mlp/down/lora_a"] == (2, 64, 2)
     assert added["backbone/layers/mlp/down/lora_b"] == (2, 2, 32)
@@ -78,7 +79,7 @@ def test_merging_keeps_the_kernels_dtype():
 def test_adapters_of_an_earlier_stage_are_kept():
     params = {"layer": {"query": {"kernel": jnp.ones((4, 4))}, "key": {"kernel": jnp.ones((4, 4))}}}
     first = add_lora(params, QUERIES, jax.random.key(0))
-    second = add_lora(first, [("kernel$", dict(rank=3, alpha=3))], jax.random.key(1))
+    second = add_lora(first, [("kernel$", Adapter(rank=3, alpha=3))], jax.random.key(1))
     np.testing.assert_array_equal(second["layer"]["query"]["lora_a"], first["layer"]["query"]["lora_a"])
     assert second["layer"]["key"]["lora_a"].shape == (4, 3)
 
@@ -86,6 +87,6 @@ def test_adapters_of_an_earlier_stage_are_kept():
 def test_a_rule_that_finds_no_kernel_is_an_error():
     params = {"layer": {"query": {"kernel": np.ones((4, 4)), "bias": np.ones(4)}}}
     with pytest.raises(ValueError, match=r"lora: 'querry' is found in no parameter path.*layer/query/kernel"):
-        add_lora(params, [("querry", dict(rank=2, alpha=2))], jax.random.key(0))
+        add_lora(params, [("querry", Adapter(rank=2, alpha=2))], jax.random.key(0))
     with pytest.raises(ValueError, match="'bias"):  # adapters stand beside kernels alone
-        add_lora(params, [("bias$", dict(rank=2, alpha=2))], jax.random.key(0))
+        add_lora(params, [("bias$", Adapter(rank=2, alpha=2))], jax.random.key(0))

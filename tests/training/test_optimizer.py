@@ -112,7 +112,7 @@ def test_the_optimizer_follows_the_schedule():
         ({"schedule": "constant"}, "optimizer.final: 0.1; a constant schedule ends at its peak"),
         ({"warmup": 20}, "optimizer.warmup: 20 is neither .* below the stage's 20"),
         ({"warmup": 1.5}, "optimizer.warmup: 1.5 is neither"),
-        ({"lr": -1.0}, "optimizer.lr: -1.0 is negative"),
+        ({"lr": -1.0}, "optimizer.lr: -1.0 is below 0"),
         ({"lr_factors": [("^lora/", 2.0)]}, "(?s)optimizer.lr_factors: no rule covers 2 .*projector/bias"),
         ({"decay": []}, "optimizer.decay: no rule covers 3"),
     ],
@@ -124,5 +124,5 @@ def test_a_wrong_spec_is_a_clear_error(change, message):
 
 @pytest.mark.parametrize("key", SPEC)
 def test_no_key_has_a_default(key):
-    with pytest.raises(ValueError, match=f"optimizer: missing {key}"):
+    with pytest.raises(ValueError, match=f"optimizer: requires {key}"):
         make_optimizer({k: v for k, v in SPEC.items() if k != key}, 20, PARAMS)

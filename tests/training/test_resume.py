@@ -86,7 +86,7 @@ REFUSED = {
     "sft.batch": 2,
     "sft.data.template": "vicuna_v1",
     "sft.data.length": 32,
-    "sft.data.media.size": -1,
+    "sft.data.media.size": 17,
     "sft.data.sources.main.weight": 2.0,
     "sft.data.sources.more": dict(path="x.jsonl", root="", weight=1.0),
     "sft.losses.next_token.weight": 2.0,

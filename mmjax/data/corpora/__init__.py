@@ -10,8 +10,8 @@ import importlib
 import pkgutil
 from collections.abc import Iterable
 
-from mmjax.build import suggest
 from mmjax.errors import MissingFile, UserError
+from mmjax.typed import suggest
 
 PREFIX = "corpus:"
 
