@@ -18,7 +18,7 @@ from mmjax import tree
 from mmjax.config import Config, build_model, read_config
 from mmjax.errors import UserError
 from mmjax.hub.aside import KEPT, Origin, aside, find_origin, keep, listed
-from mmjax.hub.beside import copy_files, over, write_beside
+from mmjax.hub.beside import copy_files, over, write_beside, write_images
 from mmjax.hub.card import model_card
 from mmjax.hub.chat_template import Prompts
 from mmjax.hub.family import FAMILIES, Family, config_of, family, find_family
@@ -107,8 +107,10 @@ def export_workdir(source: Path, target: Path, model_type: str = "", trust: Sequ
     copy_files(origin, target)
     made_from = find_origin(config.load, origin, chosen)
     prompts = _prompts(config, source, required=not chosen.part and not made_from.config)
-    if prompts:
-        made_from = write_beside(target, chosen, config.model, spec, prompts, made_from)
+    media = read_spec((last_trained(config, source) or config.stages[-1]).data).media
+    write_images(target, chosen, config.model, config.tokenizer, media)
+    if prompts and chosen.part in ("", "backbone"):
+        made_from = write_beside(target, chosen, spec, prompts, made_from)
     specs = write_folder(chosen, spec, parameters, made_from, target)
     if prompts and (target / "tokenizer.json").exists():
         check_tokenizer(target, prompts)

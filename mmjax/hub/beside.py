@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from mmjax.data.spec import MediaSpec
 from mmjax.hub.aside import KEPT, Origin
 from mmjax.hub.chat_template import Prompts, write_template
 from mmjax.hub.family import Family, config_of
@@ -28,7 +29,6 @@ def copy_files(origin: Path, target: Path) -> None:
 def write_beside(
     target: Path,
     family: Family,
-    model: Mapping[str, Any],
     spec: Mapping[str, Any],
     prompts: Prompts,
     origin: Origin,
@@ -37,15 +37,12 @@ def write_beside(
     ids that its config.json lacks.
 
     Args:
-      target: has the files that came with the weights, if any did. model: the config's section. spec: that, or the
-        part of it that the family is. origin: what the weights were made from.
+      target: has the files that came with the weights, if any did. spec: the config's model section, or the part
+        of it that the family is. origin: what the weights were made from.
 
     Raises:
       CheckpointError: as for token_ids.
     """
-    _write_images(target, family, model, prompts)
-    if family.part not in ("", "backbone"):
-        return origin
     changed = requires_tokenizer(target, prompts.section.get("extra", []))
     if changed and not write_tokenizer(target, prompts):
         return origin
@@ -67,8 +64,15 @@ def over(before: Mapping[str, Any], new: Mapping[str, Any], leave: Collection[st
     return merged
 
 
-def _write_images(target: Path, family: Family, model: Mapping[str, Any], prompts: Prompts) -> None:
-    """An image processor for what has an encoder of pictures, where none came with the weights."""
+def write_images(
+    target: Path, family: Family, model: Mapping[str, Any], tokenizer: Mapping[str, Any], media: MediaSpec
+) -> None:
+    """An image processor for what has an encoder of pictures, where none came with the weights.
+
+    Args:
+      model, tokenizer: the config's sections. media: of the data that was trained on.
+    """
     name = (family.part or "encoders/image").removeprefix("encoders/")
     if name in model["encoders"] and not any((target / file).exists() for file in FILES):
-        write_processor(target, prompts.media, model["encoders"][name], family, prompts.image_token)
+        image_token = (tokenizer.get("names") or {}).get("image_token", media.token)
+        write_processor(target, media, model["encoders"][name], family, image_token)
