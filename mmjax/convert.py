@@ -107,7 +107,7 @@ def export_workdir(source: Path, target: Path, model_type: str = "", trust: Sequ
     copy_files(origin, target)
     made_from = find_origin(config.load, origin, chosen)
     prompts = _prompts(config, source, required=not chosen.part and not made_from.config)
-    media = read_spec((last_trained(config, source) or config.stages[-1]).data).media
+    media = (last_trained(config, source) or config.stages[-1]).data.media
     write_images(target, chosen, config.model, config.tokenizer, media)
     if prompts and chosen.part in ("", "backbone"):
         made_from = write_beside(target, chosen, spec, prompts, made_from)
