@@ -15,15 +15,17 @@ from mmjax.hub.family import Family, config_of
 from mmjax.hub.preprocess import FILES
 from mmjax.hub.processor_files import write_processor
 from mmjax.hub.token_ids import token_ids, write_stops
-from mmjax.hub.tokenizer import CONVERTED
+from mmjax.hub.tokenizer import CONVERTED, MORE_TEMPLATES
 from mmjax.hub.tokenizer_files import requires_tokenizer, write_tokenizer
 
 
 def copy_files(origin: Path, target: Path) -> None:
     """Copies the files that came with a converted workdir's weights, but for its config.json."""
-    for file in (origin / KEPT).iterdir() if (origin / KEPT).exists() else ():
+    came = origin / KEPT
+    for file in [*came.glob("*"), *came.glob(f"{MORE_TEMPLATES}/*.jinja")]:
         if file.is_file() and file.name not in ("config.json", CONVERTED):
-            shutil.copyfile(file, target / file.name)
+            (target / file.relative_to(came)).parent.mkdir(exist_ok=True)
+            shutil.copyfile(file, target / file.relative_to(came))
 
 
 def write_beside(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,11 @@ from mmjax.data.tokenizer import Tokenizer
 from mmjax.errors import UserError
 from mmjax.hub.auto_tokenizer import optional
 from mmjax.hub.family import Family
-from mmjax.hub.tokenizer import template_of
+from mmjax.hub.tokenizer import MORE_TEMPLATES, SINGLE_TEMPLATE, template_of
 from mmjax.model import MultimodalLM
 from mmjax.types import Turn
 
-FILE = "chat_template.jinja"
-_LEGACY = "chat_template.json"  # a processor of `transformers` prefers it to FILE
+_LEGACY = "chat_template.json"  # a processor of `transformers` prefers it to chat_template.jinja
 _KEYED = ("tokenizer_config.json", "processor_config.json", "preprocessor_config.json")  # may have `chat_template`
 _PICTURE = (448, 448)  # pixels of a picture to try prompts with
 # Conversations that a template in Jinja must write as the one of ours that it stands for.
@@ -144,7 +144,7 @@ def write_template(target: Path, prompts: Prompts, family: Family) -> bool:
     A template that cannot be written, or that prompts otherwise in Jinja, is named in a warning.
     """
     name, chat = prompts.template, prompts.chat
-    if name in (template_of(target), family.template):
+    if name in (template_of(target, processor=family.part == ""), family.template):
         return False
     if chat.jinja:
         _replace(target, chat.jinja.source)
@@ -187,11 +187,13 @@ def _differing(prompts: Prompts, source: str) -> list[str]:
 
 def _replace(target: Path, source: str) -> None:
     """Leaves `source`, '' for none, as the folder's only chat template."""
-    for name in (FILE, _LEGACY):
+    for name in (SINGLE_TEMPLATE, _LEGACY):
         (target / name).unlink(missing_ok=True)
+    if (target / MORE_TEMPLATES).exists():
+        shutil.rmtree(target / MORE_TEMPLATES)
     for name in _KEYED:
         found = optional(target / name)
         if found.pop("chat_template", None) is not None:
             (target / name).write_text(json.dumps(found, indent=2, ensure_ascii=False))
     if source:
-        (target / FILE).write_text(source)
+        (target / SINGLE_TEMPLATE).write_text(source)

@@ -18,7 +18,7 @@ from mmjax.hub.family import Family, complete, find_family, section_of
 from mmjax.hub.tensors import CheckpointError, SafetensorsFolder, Spec, Tensors
 
 ADAPTER = "adapter_config.json"
-KEPT_FILES = ("*.json", "*.jinja", "tokenizer.model", "*.txt")
+KEPT_FILES = ("*.json", "*.jinja", "additional_chat_templates/*.jinja", "tokenizer.model", "*.txt")
 
 
 class Renamed:
@@ -126,7 +126,9 @@ class HubFolder:
         for pattern in KEPT_FILES:
             for file in self.path.glob(pattern):
                 if not file.name.endswith(".index.json"):
-                    shutil.copyfile(file, folder / file.name)
+                    kept = folder / file.relative_to(self.path)
+                    kept.parent.mkdir(exist_ok=True)
+                    shutil.copyfile(file, kept)
 
 
 def read_json(file: Path) -> dict[str, Any]:

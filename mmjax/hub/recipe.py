@@ -54,7 +54,7 @@ def workdir_config(folder: Checkpoint, section: Mapping[str, Any], beside: Path,
     tokenizer = _tokenizer(folder, beside, target)
     # A picture in tiles takes a few thousand tokens.
     length = 4096 if folder.family.views else min(tokenizer["model_max_length"] or 2048, 2048)
-    template = folder.family.template or template_of(beside)
+    template = folder.family.template or template_of(beside, processor=folder.family.part == "")
     data = recipes.data(
         dict(main=recipes.source("")), media_section(folder, section), template=template, length=length
     )

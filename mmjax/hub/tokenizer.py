@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from absl import logging
 
 from mmjax.hub.auto_tokenizer import AutoTokenizer, content, optional
-from mmjax.hub.tensors import CheckpointError
+from mmjax.hub.tensors import CheckpointError, shown
 
+SINGLE_TEMPLATE = "chat_template.jinja"
+MORE_TEMPLATES = "additional_chat_templates"  # a folder of named ones
 CONVERTED = "mmjax_tokens.json"  # `transformers` looks for names that hold "tokenizer.json"
 
 
@@ -49,21 +51,59 @@ def tokenizer_section(folder: Path, kept: Path) -> dict[str, Any]:
     )
 
 
-def template_of(folder: Path) -> str:
-    """A config's `template` for a folder: its own in Jinja, or 'text'. Raises CheckpointError if it is damaged."""
-    if (file := folder / "chat_template.jinja").exists():
-        return "jinja:" + file.read_text()
-    for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
-        found = optional(folder / name).get("chat_template")
-        if isinstance(found, list):  # several, with names
-            found = {one.get("name"): one.get("template") for one in found if isinstance(one, Mapping)}
-        if isinstance(found, Mapping):
-            found = found.get("default")
-        if found is not None and not isinstance(found, str):
-            raise CheckpointError(f"{folder / name}: chat_template is no text.")
-        if found:
-            return "jinja:" + found
-    return "text"
+def template_of(folder: Path, processor: bool) -> str:
+    """A config's `template` for a folder: its own in Jinja, or 'text'; the one that `apply_chat_template` takes.
+
+    Args:
+      processor: whether AutoProcessor of `transformers` reads the folder, as of whole models, or AutoTokenizer:
+        they look into other files, in another order (transformers 5.23: processing_utils.py, get_processor_dict;
+        tokenization_utils_base.py, _from_pretrained). For a processor that has none, its tokenizer's counts here.
+
+    Raises:
+      CheckpointError: it is damaged, or there are several, none of them the default.
+    """
+    if processor:
+        for name in ("processor_config.json", "chat_template.json"):
+            if found := _keyed(folder / name):
+                return "jinja:" + found
+    files = {file.stem: file for file in sorted((folder / MORE_TEMPLATES).glob("*.jinja"))}
+    if (single := folder / SINGLE_TEMPLATE).exists():
+        files = {"default": single} | files
+        files |= {"default": single} if processor else {}
+    if "default" in files:
+        return "jinja:" + _text(files["default"])
+    if files:
+        raise CheckpointError(_no_default(folder / MORE_TEMPLATES, files))
+    found = _keyed(folder / "tokenizer_config.json")
+    return f"jinja:{found}" if found else "text"
+
+
+def _keyed(file: Path) -> str:
+    """The chat template in a JSON file, '' for none."""
+    found = optional(file).get("chat_template")
+    if isinstance(found, list):
+        found = {str(one.get("name")): one.get("template") for one in found if isinstance(one, Mapping)}
+    if isinstance(found, Mapping):
+        if found and "default" not in found:
+            raise CheckpointError(_no_default(file, found))
+        found = found.get("default")
+    if found is not None and not isinstance(found, str):
+        raise CheckpointError(f"{file}: chat_template is no text; give one template, or a list of named ones.")
+    return found or ""
+
+
+def _no_default(where: Path, names: Iterable[Any]) -> str:
+    return (
+        f"{where}: has the chat templates {shown([str(name) for name in names])}, and none named 'default'; "
+        f"copy the one to use to {SINGLE_TEMPLATE}, and remove these."
+    )
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{file}: is no text in UTF-8 ({error}); save it as that.") from error
 
 
 def _names(made: AutoTokenizer) -> dict[str, str]:

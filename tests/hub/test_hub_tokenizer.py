@@ -225,15 +225,18 @@ def test_damaged_tokenizers(tmp_path):
 
 
 def test_where_a_template_stands(tmp_path):
-    assert template_of(tmp_path) == "text"
+    assert template_of(tmp_path, processor=True) == "text"
     several = [{"name": "tool", "template": "T"}, {"name": "default", "template": "D"}]
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": several}))
-    assert template_of(tmp_path) == "jinja:D"
-    (tmp_path / "chat_template.json").write_text('{"chat_template": "J"}')
-    assert template_of(tmp_path) == "jinja:J"
+    assert template_of(tmp_path, processor=True) == "jinja:D"  # a processor without one has its tokenizer's
     (tmp_path / "chat_template.jinja").write_text("{{ x }}")
-    assert template_of(tmp_path) == "jinja:{{ x }}"
-    (tmp_path / "chat_template.jinja").unlink()
+    assert template_of(tmp_path, processor=False) == template_of(tmp_path, processor=True) == "jinja:{{ x }}"
+    (tmp_path / "chat_template.json").write_text('{"chat_template": "J"}')  # a processor's alone
+    assert template_of(tmp_path, processor=True) == "jinja:J"
+    assert template_of(tmp_path, processor=False) == "jinja:{{ x }}"
     (tmp_path / "chat_template.json").write_text('{"chat_template": 3}')
     with pytest.raises(CheckpointError, match="no text"):
-        template_of(tmp_path)
+        template_of(tmp_path, processor=True)
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe{{ x }}")
+    with pytest.raises(CheckpointError, match="UTF-8"):
+        template_of(tmp_path, processor=False)
