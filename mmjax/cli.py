@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import sys
 import traceback
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from mmjax.errors import UserError
 from mmjax.typed import suggest
+
+if TYPE_CHECKING:
+    from mmjax.inference.settings import Sampling
 
 FLAGS = flags.FLAGS
 
@@ -102,6 +106,46 @@ def compare() -> None:
     _start(run, ("RUN", MORE))
 
 
+SAMPLING = dict(
+    max_new="Most tokens of the answer; a quarter of the window if not given",
+    temperature="0 for the likeliest answer, more for variety",
+    top_k="Draw from the k likeliest tokens alone; 0: from all",
+    top_p="Draw from the likeliest tokens that make up this probability",
+    seed="Of the randomness",
+    stop="String before which the answer ends; may be given several times",
+    beams="Beam search of this width instead of sampling",
+    length_penalty="Of a beam search: above 0 favours longer answers",
+)
+
+
+def _sampling_flags() -> None:
+    """A flag for each field of Sampling, of its type and range; what is not given is the assistant's own."""
+    from mmjax.inference.settings import HINTS, check_setting
+    from mmjax.typed import plain, range_of
+
+    def checked(name: str, value: object) -> bool:
+        try:
+            if value is not None:
+                check_setting(name, value)
+        except UserError as error:
+            raise flags.ValidationError(str(error)) from None
+        return True
+
+    define = {int: flags.DEFINE_integer, float: flags.DEFINE_float, bool: flags.DEFINE_bool}
+    for name, text in SAMPLING.items():
+        allowed = range_of(HINTS[name])
+        define.get(plain(HINTS[name]), flags.DEFINE_multi_string)(
+            name, None, f"{text} ({allowed})" if allowed else text
+        )
+        flags.register_validator(name, functools.partial(checked, name))
+
+
+def _sampling(own: Sampling) -> Sampling:
+    """An assistant's own settings with those given as flags."""
+    given = {name: FLAGS[name].value for name in SAMPLING if FLAGS[name].value is not None}
+    return own.but(**given)
+
+
 def generate() -> None:
     """Answers a prompt, perhaps about pictures, with what a workdir has trained."""
     _workdir_flag()
@@ -110,23 +154,13 @@ def generate() -> None:
     flags.mark_flag_as_required("prompt")
     flags.DEFINE_multi_string("image", [], "Path of a picture; may be given several times")
     flags.DEFINE_string("stage", None, "Use this stage's model instead of the last one's")
-    flags.DEFINE_integer(
-        "max_new", None, "Most tokens of the answer; a quarter of the window if not given", lower_bound=1
-    )
-    flags.DEFINE_float("temperature", 0.0, "0 for the likeliest answer, more for variety", lower_bound=0.0)
-    flags.DEFINE_integer("top_k", 0, "Draw from the k likeliest tokens alone; 0: from all", lower_bound=0)
-    flags.DEFINE_float("top_p", 1.0, "Draw from the likeliest tokens that make up this probability")
-    flags.DEFINE_integer("beams", 1, "Beam search of this width instead of sampling", lower_bound=1)
-    flags.DEFINE_multi_string("stop", [], "String before which the answer ends; may be given several times")
-    flags.DEFINE_integer("seed", 0, "Of the randomness")
+    _sampling_flags()
 
     def run() -> None:
         from mmjax.inference.load import load
 
         assistant = load(FLAGS.workdir, FLAGS.stage, FLAGS.trust)
-        names = ("max_new", "temperature", "top_k", "top_p", "beams", "seed")
-        given = {name: FLAGS[name].value for name in names if FLAGS[name].value is not None}
-        sampling = dataclasses.replace(assistant.sampling, **given, stop=tuple(FLAGS.stop))
+        sampling = _sampling(assistant.sampling)
         print(assistant(FLAGS.prompt, images=FLAGS.image, sampling=sampling))
 
     _start(run)
@@ -137,12 +171,15 @@ def chat() -> None:
     _workdir_flag()
     _trust_flag()
     flags.DEFINE_string("stage", None, "Use this stage's model instead of the last one's")
+    _sampling_flags()
 
     def run() -> None:
         from mmjax.inference.load import load
         from mmjax.inference.terminal import chat_loop
 
-        chat_loop(load(FLAGS.workdir, FLAGS.stage, FLAGS.trust))
+        assistant = load(FLAGS.workdir, FLAGS.stage, FLAGS.trust)
+        assistant.sampling = _sampling(assistant.sampling)
+        chat_loop(assistant)
 
     _start(run)
 

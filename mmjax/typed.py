@@ -20,6 +20,7 @@ from typing import Annotated, Any
 
 from mmjax.errors import UserError
 
+TINY = 5e-324  # the smallest number above 0
 LARGEST = 2**63  # whole numbers are below it, as in arrays
 
 
@@ -34,15 +35,21 @@ class Range:
     def trouble(self, value: float) -> str:
         """What is wrong with a number, '' if it is in the range."""
         if value < self.least:
-            return f"is below {self.least}"
+            return "must be above 0" if self.least == TINY else f"is below {self.least}"
         if value > self.most or (self.open and value == self.most):
             return f"must be below {self.most}" if self.open else f"is above {self.most}"
         return ""
 
+    def __str__(self) -> str:
+        below = f" {'below' if self.open else 'up to'} {self.most}" if self.most < math.inf else ""
+        return (
+            f"above 0{below and ','}" if self.least == TINY else f"{self.least} or more{below and ','}"
+        ) + below
+
 
 Count = Annotated[int, Range(1)]
 Natural = Annotated[int, Range(0)]
-Positive = Annotated[float, Range(5e-324)]
+Positive = Annotated[float, Range(TINY)]
 NotNegative = Annotated[float, Range(0)]
 Share = Annotated[float, Range(0, 1)]
 Decay = Annotated[float, Range(0, 1, open=True)]
@@ -100,6 +107,11 @@ def _trouble(value: Any, hint: Any) -> str:
         if isinstance(extra, Range) and (trouble := extra.trouble(value)):
             return f"{shown} {trouble}."
     return ""
+
+
+def range_of(hint: Any) -> Range | None:
+    """The range that a type declares, if it does."""
+    return next((extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Range)), None)
 
 
 def plain(hint: Any) -> Any:

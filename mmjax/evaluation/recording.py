@@ -14,7 +14,8 @@ from mmjax.errors import UserError
 from mmjax.evaluation.answers import Answers, key_of
 from mmjax.evaluation.samples import spread
 from mmjax.files import DiskError
-from mmjax.inference.chat import Assistant, Sampling
+from mmjax.inference.chat import Assistant
+from mmjax.inference.settings import Sampling
 from mmjax.types import Sample
 
 CHUNK = 512  # questions asked before their answers are written

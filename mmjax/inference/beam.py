@@ -65,10 +65,13 @@ def beam(
       length_penalty: 0 compares log-probabilities, 1 their means; above 0 favours longer continuations.
 
     Raises:
-      UserError: beams or max_new below 1, or more tokens than learned positions.
+      UserError: beams or max_new below 1, a length_penalty that is not finite, or more tokens than learned
+        positions.
     """
     if beams < 1 or max_new < 1:
         raise UserError(f"beams {beams} and max_new {max_new} must be at least 1.")
+    if not np.isfinite(length_penalty):
+        raise UserError(f"length_penalty {length_penalty} must be a finite number.")
     check_positions(model, batch, max_new - 1)
     batch = pad_tokens(batch, bucket(batch.tokens.shape[1]))
     stop, pad = np.asarray(stop, np.int32), np.asarray(pad, np.int32)

@@ -28,28 +28,12 @@ from mmjax.inference import sample
 from mmjax.inference.beam import beam
 from mmjax.inference.prompts import Picture, ask, check, collate, load_rgb, mark, size_of
 from mmjax.inference.score import log_likelihood_of_replies
+from mmjax.inference.settings import Sampling
 from mmjax.inference.text import TextStream, answer
 from mmjax.model import MultimodalLM
 from mmjax.types import Batch, Sample, Turn
 
-
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How answers are decoded; temperature, top_k and top_p as for `sample.generate`.
-
-    max_new: most tokens of an answer. seed: of the randomness; the same seed, the same answers.
-    stop: strings before which an answer ends, besides the template's own end.
-    beams, length_penalty: beams > 1 searches instead of drawing (inference/beam.py).
-    """
-
-    max_new: int = 128
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-    stop: tuple[str, ...] = ()
-    beams: int = 1
-    length_penalty: float = 1.0
+BLIND = "this model has no encoder of pictures"
 
 
 class Assistant:
@@ -120,8 +104,13 @@ class Assistant:
         return answers
 
     def stream(self, prompt: Sample, sampling: Sampling | None = None, *, turn: int = 0) -> Iterator[str]:
-        """The answer of `generate([prompt])` piece by piece. turn: row id of the randomness. Raises as it does."""
+        """The answer of `generate([prompt])` piece by piece, of a beam search as one piece. turn: row id of the
+        randomness. Raises as `generate` does."""
         sampling = sampling or self.sampling
+        if sampling.beams > 1:  # which answer is the best is known at its end
+            if whole := self.generate([prompt], sampling)[0]:
+                yield whole
+            return
         encoded = self._encode(prompt, sampling.max_new)
         batch = self._collate([encoded], [prompt], rows=1)
         text = TextStream(self.encoder.tokenizer.decode, self._stops(sampling), self.encoder.opening)
@@ -197,6 +186,8 @@ class Assistant:
 
     def _encode(self, prompt: Sample, max_new: int) -> Encoded:
         check(prompt)
+        if prompt.images and "image" not in self.model.encoders:
+            raise UserError(f"{prompt.id}: shows a picture, and {BLIND}.")
         turns = prompt.turns if prompt.images else without_marks(prompt.turns)
         encoded = self.encoder.encode_prompt(turns, self._layouts(prompt))
         self._check_length(prompt, len(encoded) + max_new, f"of them {max_new} for the answer; ")
@@ -205,8 +196,9 @@ class Assistant:
     def _decode(self, batch: Batch, rows: Sequence[int], sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
         """Tokens [B, max_new] and their numbers [B]. rows: ids that the randomness of each row hangs on, the
         prompts' places in their list: an answer is the same however the list is cut into batches."""
+        stop = (*self.encoder.stop_ids, *self._stop_tokens(sampling))
         if sampling.beams > 1:
-            settings = dict(beams=sampling.beams, max_new=sampling.max_new, stop=self.encoder.stop_ids, pad=0)
+            settings = dict(beams=sampling.beams, max_new=sampling.max_new, stop=stop, pad=0)
             found = beam(self.model, self.params, batch, **settings, length_penalty=sampling.length_penalty)
             return np.asarray(found.tokens[:, 0]), np.asarray(found.lengths[:, 0])
         rule = self._rule(sampling, rows)
@@ -298,7 +290,8 @@ class Conversation:
         images: Sequence[Picture] = (),
         sampling: Sampling | None = None,
     ) -> Iterator[str]:
-        """The answer piece by piece. Leaving it early, or interrupting it, keeps what has been said so far."""
+        """The answer piece by piece, as by `Assistant.stream`. Leaving it early, or interrupting it, keeps
+        what has been said so far."""
         # Loaded now: later turns show the same picture, whatever becomes of its file.
         new = [self.assistant.rgb(picture) for picture in _all(image, images)]
         question = Turn("user", mark(text, len(new)))

@@ -112,9 +112,10 @@ def make_rule(size, rng, temperature, top_k, top_p, stop, pad, rows=None) -> Rul
     """The Rule for a batch of `size` rows; for the arguments and errors see `generate`."""
     # Filled in on the host: a jitted call then sees the same shapes whatever form the settings came in.
     temperature, top_p = (np.broadcast_to(np.asarray(x, np.float32), (size,)) for x in (temperature, top_p))
-    if (temperature < 0).any() or top_k < 0:
-        raise UserError(f"temperature {temperature} and top_k {top_k} must not be negative.")
-    if (top_p <= 0).any() or (top_p > 1).any():
+    # Asked for what is right, not for what is wrong: of NaN nothing holds.
+    if not ((temperature >= 0) & np.isfinite(temperature)).all() or not top_k >= 0:
+        raise UserError(f"temperature {temperature} and top_k {top_k} must not be negative, and finite.")
+    if not ((top_p > 0) & (top_p <= 1)).all():
         raise UserError(f"top_p {top_p} must lie above 0 and not above 1.")
     return Rule(
         rng=rng,

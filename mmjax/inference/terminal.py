@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import shlex
 from collections.abc import Callable
@@ -13,7 +12,7 @@ import numpy as np
 
 from mmjax.data.image import ImageError
 from mmjax.errors import UserError
-from mmjax.inference.chat import Assistant
+from mmjax.inference.chat import BLIND, Assistant
 from mmjax.typed import suggest
 
 HELP = """\
@@ -58,7 +57,7 @@ class _Terminal:
         self.conversation = assistant.chat()
         self.assistant, self.output = assistant, output
         self.waiting: list[np.ndarray] = []
-        self.temperature = assistant.sampling.temperature
+        self.sampling = assistant.sampling
         self.commands = dict(
             image=self.image, reset=self.reset, temperature=self.set_temperature, help=self.help, quit=self.quit
         )
@@ -79,7 +78,7 @@ class _Terminal:
 
     def ask(self, question: str) -> None:
         """Prints the answer; the waiting pictures are used up once there is one."""
-        sampling = dataclasses.replace(self.assistant.sampling, temperature=self.temperature)
+        sampling = self.sampling
         said = False
         try:
             answer = self.conversation.stream(question, images=self.waiting, sampling=sampling)
@@ -96,6 +95,9 @@ class _Terminal:
         if not path:
             self.output("Which picture? /image PATH")
             return
+        if "image" not in self.assistant.model.encoders:
+            self.output(f"No picture added: {BLIND}.")
+            return
         try:
             self.waiting.append(self.assistant.rgb(_unquoted(path)))
         except ImageError as error:
@@ -110,14 +112,12 @@ class _Terminal:
 
     def set_temperature(self, argument: str) -> None:
         try:
-            value = float(argument)
+            self.sampling = self.sampling.but(temperature=float(argument))
         except ValueError:
-            value = -1.0
-        if not 0 <= value < float("inf"):
-            self.output(f"A temperature is a number from 0 on, such as 0.7; it stays {self.temperature:g}.")
+            now = self.sampling.temperature
+            self.output(f"A temperature is a number from 0 on, such as 0.7; it stays {now:g}.")
             return
-        self.temperature = value
-        self.output(f"Temperature {value:g}.")
+        self.output(f"Temperature {self.sampling.temperature:g}.")
 
     def help(self, _: str) -> None:
         self.output(HELP)

@@ -11,7 +11,8 @@ import numpy as np
 from mmjax.data.sources import open_source
 from mmjax.evaluation.recording import RecordingAssistant, answered, recording
 from mmjax.evaluation.samples import moved_on
-from mmjax.inference.chat import Assistant, Sampling
+from mmjax.inference.chat import Assistant
+from mmjax.inference.settings import Sampling
 from mmjax.types import Sample
 
 SAMPLING = Sampling(max_new=6)
