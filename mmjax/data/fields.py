@@ -16,11 +16,51 @@ from mmjax.errors import UserError
 
 LONGEST = 32 << 20  # bytes of a record; the pictures in its data: URLs are counted
 KEYS = 1000  # of a JSON object
-# Keys whose loss would change what is learned.
-_UNREAD = {
-    **dict.fromkeys(("tools", "functions", "tool_calls", "function_call"), "tools are not read"),
-    **dict.fromkeys(("chosen", "rejected"), "preferences are not read"),
+EMPTY = (None, "", [], {})  # as good as no key
+_TOOLS = dict.fromkeys(("tools", "functions", "tool_calls", "function_call"), "tools are not read")
+_PREFERENCES = {
+    **dict.fromkeys(
+        ("chosen", "rejected", "rejected_response", "rejected_messages"),
+        "preferences are not read: leave it out, with the better answer as the reply",
+    ),
+    **dict.fromkeys(  # TRL's and LLaMA-Factory's names in KTO
+        ("label", "kto_tag"),
+        "judgements are not read: leave out the key, and records whose answer is a bad one",
+    ),
 }
+_SHARES = ("weight", "loss", "loss_weight", "loss_scale", "loss_mask", "sample_weight", "train", "training")
+
+
+def _elsewhere(more: str) -> dict[str, str]:
+    return dict.fromkeys(("mask", "masked", *_SHARES), f"what is learned stands in the replies ('weight'), {more}")
+
+
+# Keys whose loss would change what is learned, and what to do about each.
+RECORD_KEYS = {
+    **_TOOLS,
+    **_PREFERENCES,
+    **_elsewhere("or in a source's weight"),
+    **dict.fromkeys(("system_prompt", "system_message"), "the system prompt of a record is its 'system'"),
+    **dict.fromkeys(  # TRL's and ms-swift's arguments of a chat template
+        ("chat_template_kwargs", "enable_thinking"), "a chat template gets no arguments: leave the key out"
+    ),
+}
+TURN_KEYS = {
+    **_TOOLS,
+    **_PREFERENCES,
+    # 1 is learned to some (GLM), hidden to others (torchtune's `masked`, NeMo's 'User').
+    "mask": "trainers do not agree on what it says: write 'weight', 0 for a reply that is not learned",
+    **dict.fromkeys(
+        ("train_detail", "training_detail", "loss_weights", "token_weights"),
+        "a reply has one weight: cut the turn in two, or leave out the key",
+    ),
+    **dict.fromkeys(
+        ("reasoning_content", "reasoning", "thinking", "thought", "thoughts"),
+        "thoughts are not read: write them into the reply as its template does (<think>...</think>), or not at "
+        "all",
+    ),
+}
+PART_KEYS = _elsewhere("whole: cut the turn in two, or leave out the key")  # of a content list
 _PICTURES = re.compile(r"(img|image|picture|photo)s?(_?(path|file|url|name|list)s?)?", re.I)
 _MEDIA = re.compile(r"(videos?|audios?|frames|point_?clouds?)(_?(path|file|url|list)s?)?", re.I)
 _DATA_URL = re.compile(r"data:image/[\w.+-]+;base64,")
@@ -111,23 +151,28 @@ def confine(root: Path, name: str) -> Path:
 
 
 def check_keys(
-    given: Mapping[str, Any], known: Sequence[str], pictured: bool, misspelt: Sequence[str]
+    given: Mapping[str, Any],
+    known: Sequence[str],
+    refused: Mapping[str, str],
+    misspelt: Sequence[str] = (),
+    pictured: bool = False,
 ) -> tuple[str, ...]:
-    """The keys that are not read and can be done without.
+    """The keys that are not read and can be done without, as messages show them.
 
     Args:
-      given: keys with values that are not empty.
-      pictured: whether pictures are named by a key that is read.
+      given: keys and values; what is empty says nothing.
+      refused: keys whose loss would change what is learned, in lower case, and the remedy.
       misspelt: keys of which a near miss is refused.
+      pictured: whether pictures are named by a key that is read.
 
     Raises:
       UserError: a key whose loss would change what is learned.
     """
-    unread = [key for key in given if key not in known]
+    unread = [key for key, value in given.items() if key not in known and value not in EMPTY]
     for key in unread:
         shown = brief(key)
-        if key in _UNREAD:
-            raise UserError(f"has the key {shown}: {_UNREAD[key]}")
+        if key.lower() in refused and not _is_neutral(key.lower(), given[key]):
+            raise UserError(f"has the key {shown}: {refused[key.lower()]}")
         if isinstance(given[key], str | list | dict) and (
             _MEDIA.fullmatch(key) or (_PICTURES.fullmatch(key) and not pictured)
         ):
@@ -135,6 +180,11 @@ def check_keys(
         if len(key) < 32 and (near := _near(key, misspelt)):
             raise UserError(f"there is no key {shown}; did you mean {near!r}?")
     return tuple(brief(key) for key in unread[:20])
+
+
+def _is_neutral(key: str, value: Any) -> bool:
+    """Whether a share of the loss says what holds anyway: all is learned."""
+    return (key in _SHARES and value == 1) or (key == "masked" and value == 0)
 
 
 def _near(key: str, known: Sequence[str]) -> str | None:

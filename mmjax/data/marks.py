@@ -19,12 +19,17 @@ def count_marks(text: str) -> int:
 
 def split_marks(text: str) -> list[str]:
     """The texts before, between and behind the marks, as plain text: an escaped mark in them is the word."""
-    return [part.replace("\\" + MARK, MARK) for part in _MARK.split(text)]
+    return [unescape_marks(part) for part in _MARK.split(text)]
 
 
 def escape_marks(text: str) -> str:
     """Plain text as a turn's text that marks no picture: `split_marks` gives it back as one part."""
     return text.replace(MARK, "\\" + MARK)
+
+
+def unescape_marks(text: str) -> str:
+    """A text that marks no picture as plain text."""
+    return text.replace("\\" + MARK, MARK)
 
 
 def without_marks(turns: Iterable[Turn]) -> tuple[Turn, ...]:

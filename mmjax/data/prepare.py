@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 
 from mmjax.data import corpora
-from mmjax.data.marks import split_marks
+from mmjax.data.marks import split_marks, without_marks
 from mmjax.data.quarantine import BadRecord
 from mmjax.data.sources import open_source
 from mmjax.data.spec import DataSpec
@@ -27,9 +27,10 @@ def texts(spec: DataSpec, data_dir: str) -> Iterator[str]:
         source = open_source(part.path, part.root, data_dir)
         for index in range(len(source)):
             try:
-                turns = source[index].turns
+                sample = source[index]
             except BadRecord:
                 continue  # is reported when the source is measured
+            turns = sample.turns if sample.images else without_marks(sample.turns)
             for turn in turns:
                 before, after = around[turn.role]
                 yield before + "".join(split_marks(turn.text)) + after
