@@ -9,9 +9,9 @@ from typing import Any
 from mmjax.hub.auto_tokenizer import optional
 from mmjax.hub.chat_template import Prompts
 from mmjax.hub.family import Family, Json
+from mmjax.hub.generation import GENERATION
 from mmjax.hub.tensors import CheckpointError
 
-GENERATION = "generation_config.json"
 _INDEXED = ("llava", "llava_next", "paligemma")  # call it image_token_index
 
 

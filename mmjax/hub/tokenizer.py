@@ -9,6 +9,7 @@ from typing import Any
 from absl import logging
 
 from mmjax.hub.auto_tokenizer import AutoTokenizer, content, optional
+from mmjax.hub.generation import GENERATION, warn_of_generation
 from mmjax.hub.tensors import CheckpointError, shown
 
 SINGLE_TEMPLATE = "chat_template.jinja"
@@ -20,13 +21,15 @@ def tokenizer_section(folder: Path, kept: Path) -> dict[str, Any]:
     """The `tokenizer` section for a folder's tokenizer, whose files will lie in `kept`.
 
     Ids are those of `transformers`: a text begins with bos if its tokenizer puts it there, and a reply ends at
-    every eos that generation_config.json names. Where `transformers` does not take tokenizer.json as it stands,
-    the tokenizer that it makes is written beside it.
+    every eos that generation_config.json names; what else that file says and is not honoured (generation.py) is
+    named in a warning. Where `transformers` does not take tokenizer.json as it stands, the tokenizer that it makes
+    is written beside it.
 
     Raises:
       CheckpointError: there is no tokenizer, or none that is whole.
     """
     made = AutoTokenizer(folder)
+    warn_of_generation(folder)
     if not made.as_given:
         made.backend.save(str(folder / CONVERTED))
     config = optional(folder / "config.json")
@@ -119,6 +122,6 @@ def _names(made: AutoTokenizer) -> dict[str, str]:
 
 def _stops(folder: Path, config: Mapping[str, Any]) -> list[int]:
     """All ids that end a generation."""
-    found = optional(folder / "generation_config.json").get("eos_token_id", config.get("eos_token_id"))
+    found = optional(folder / GENERATION).get("eos_token_id", config.get("eos_token_id"))
     ids = found if isinstance(found, list) else [found]
     return [i for i in ids if isinstance(i, int)]

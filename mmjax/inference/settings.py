@@ -54,6 +54,15 @@ class Sampling:
             changes = {"beams": 1} | changes
         return dataclasses.replace(self, **changes)
 
+    def __str__(self) -> str:
+        if self.beams > 1:
+            how = f"found by {self.beams} beams, length_penalty {self.length_penalty:g}"
+        elif self.temperature > 0:
+            how = f"drawn at temperature {self.temperature:g}, top_k {self.top_k}, top_p {self.top_p:g}"
+        else:
+            how = "the likeliest token each time"
+        return f"up to {self.max_new} tokens, {how}"
+
 
 HINTS = hints_of(Sampling)
 

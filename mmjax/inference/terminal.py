@@ -39,6 +39,7 @@ def chat_loop(assistant: Assistant, input: Callable = input, output: Callable = 
     terminal = _Terminal(assistant, output)
     seeing = "Ask about a picture: /image PATH, then a question."
     output(f"{seeing if assistant.model.encoders else 'Ask a question.'} /help tells more.")
+    output(f"(Answers: {assistant.sampling}.)")
     while True:
         try:
             line = input("> ").strip()
