@@ -115,6 +115,7 @@ SAMPLING = dict(
     stop="String before which the answer ends; may be given several times",
     beams="Beam search of this width instead of sampling",
     length_penalty="Of a beam search: above 0 favours longer answers",
+    special_tokens="Show the special tokens in an answer, such as marks of places or tools",
 )
 
 

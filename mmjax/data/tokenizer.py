@@ -48,8 +48,8 @@ class Tokenizer(Protocol):
         start: whether the text opens the sequence; some tokenizers put a space before it only there.
         """
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids; special tokens are left out."""
+    def decode(self, ids: Sequence[int], special: bool = False) -> str:
+        """The text of ids; special tokens are left out, unless they are asked for."""
 
     def special(self, name: str) -> int:
         """The id of a special token. Raises UserError if there is none of this name."""
@@ -157,8 +157,10 @@ class SentencePiece(_FromBytes):
     def encode(self, text: str, start: bool = True) -> tuple[list[int], list[int]]:
         return _plain_text(self._encode, text, start, self._forbidden)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        return self._model.decode([int(i) for i in ids])
+    def decode(self, ids: Sequence[int], special: bool = False) -> str:
+        names = {i: name for name, i in self._specials.items()} if special else {}
+        runs = [(name, list(run)) for name, run in itertools.groupby(map(int, ids), names.get)]
+        return "".join(name * len(run) if name else self._model.decode(run) for name, run in runs)
 
 
 class HFTokenizer(_FromBytes):
@@ -229,8 +231,8 @@ class HFTokenizer(_FromBytes):
     def special_tokens(self) -> Mapping[str, tuple[int, bool, bool]]:
         return {name: (i, *self._stripping[name]) for name, i in self._specials.items()}
 
-    def decode(self, ids: Sequence[int]) -> str:
-        return self._model.decode([int(i) for i in ids], skip_special_tokens=True)
+    def decode(self, ids: Sequence[int], special: bool = False) -> str:
+        return self._model.decode([int(i) for i in ids], skip_special_tokens=not special)
 
 
 def train_sentencepiece(

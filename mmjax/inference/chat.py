@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,7 +24,7 @@ from mmjax.data.encoded import Encoded
 from mmjax.data.marks import escape_marks, without_marks
 from mmjax.data.views import Layout, Views
 from mmjax.errors import UserError
-from mmjax.inference import sample
+from mmjax.inference import memory, sample
 from mmjax.inference.beam import beam
 from mmjax.inference.prompts import Picture, ask, check, collate, load_rgb, mark, size_of
 from mmjax.inference.score import log_likelihood_of_replies
@@ -55,11 +55,11 @@ class Assistant:
           chat: how conversations are written down; must be that of the training.
           views: how pictures are prepared; likewise.
           length: most tokens of a conversation with its answer; the model has seen no longer ones.
-          batch: most prompts that are answered at once.
+          batch: most prompts that are answered at once, fewer where memory is short (inference/memory.py).
         """
         self.model, self.params = model, jax.tree.map(jnp.asarray, params)
         self.encoder, self.views = chat, views
-        self.length, self.batch = length, batch
+        self.length, self.batch, self.memory = length, batch, memory.memory_left(self.params)
         self.sampling = sampling or Sampling()
 
     def __call__(
@@ -88,19 +88,19 @@ class Assistant:
 
         Raises:
           ImageError: a picture that cannot be used, and why.
-          UserError: marks and pictures disagree, a wrong role or turn, a prompt too long; names the prompt's id.
+          UserError: marks and pictures disagree, a wrong role or turn, a prompt too long, or more than the memory
+            holds; names the prompt's id.
         """
         sampling = sampling or self.sampling
         encoded = [self._encode(prompt, sampling.max_new) for prompt in prompts]
         answers = [""] * len(prompts)
-        for chosen, rows in self._groups(encoded, prompts, self.batch):
+        most = self._most(encoded, sampling.max_new, sampling.beams, sampling.beams)
+        for chosen, rows in self._groups(encoded, prompts, min(self.batch, most)):
             batch = self._collate([encoded[i] for i in chosen], [prompts[i] for i in chosen], rows)
             tokens, lengths = self._decode(batch, [*chosen, *[0] * (rows - len(chosen))], sampling)
             for row, i in enumerate(chosen):
                 ids = tokens[row, : lengths[row]].tolist()
-                answers[i] = answer(
-                    self.encoder.tokenizer.decode, ids, self._stops(sampling), self.encoder.opening
-                )
+                answers[i] = answer(self._decoder(sampling), ids, self._stops(sampling), self.encoder.opening)
         return answers
 
     def stream(self, prompt: Sample, sampling: Sampling | None = None, *, turn: int = 0) -> Iterator[str]:
@@ -113,7 +113,7 @@ class Assistant:
             return
         encoded = self._encode(prompt, sampling.max_new)
         batch = self._collate([encoded], [prompt], rows=1)
-        text = TextStream(self.encoder.tokenizer.decode, self._stops(sampling), self.encoder.opening)
+        text = TextStream(self._decoder(sampling), self._stops(sampling), self.encoder.opening)
         steps = sample.stream(self.model, self.params, batch, self._rule(sampling, [turn]), sampling.max_new)
         for token, done in steps:
             piece = "" if done[0] else text.push(int(token[0]))
@@ -141,7 +141,9 @@ class Assistant:
             for *given, own in zip(prompts, encoded, candidates, strict=True)
         ]
         width = max(map(len, candidates), default=1)
-        for chosen, rows in self._groups(encoded, prompts, max(1, self.batch // width)):
+        longest = max((len(ids) for own in replies for ids, _ in own), default=1)
+        most = min(max(1, self.batch // width), self._most(encoded, longest, width, width * longest))
+        for chosen, rows in self._groups(encoded, prompts, most):
             length = bucket(max(len(ids) for i in chosen for ids, _ in replies[i]), smallest=4)
             tokens, counted = np.zeros((rows, width, length), np.int32), np.zeros((rows, width, length), bool)
             for row, i in enumerate(chosen):
@@ -191,7 +193,19 @@ class Assistant:
         turns = prompt.turns if prompt.images else without_marks(prompt.turns)
         encoded = self.encoder.encode_prompt(turns, self._layouts(prompt))
         self._check_length(prompt, len(encoded) + max_new, f"of them {max_new} for the answer; ")
+        memory.check_memory(self.model, self.views, prompt, encoded, max_new, self.memory)
         return encoded
+
+    def fitting(self, prompt: int, more: int, copies: int = 1, logits: int = 1, pictures: int = 0) -> int:
+        """How many rows are computed at once, `batch` at most; the arguments are those of `memory.text_bytes`, and
+        pictures the bytes that a row's take."""
+        row = memory.text_bytes(self.model, prompt, more, copies, logits) + pictures
+        return memory.rows_that_fit(self.batch, row, self.memory)
+
+    def _most(self, encoded: Sequence[Encoded], more: int, copies: int, logits: int) -> int:
+        pictures = [memory.picture_bytes(self.model, memory.patches_of(self.model, one)) for one in encoded]
+        longest = bucket(max(map(len, encoded), default=1))
+        return self.fitting(longest, more, copies, logits, max(pictures, default=0))
 
     def _decode(self, batch: Batch, rows: Sequence[int], sampling: Sampling) -> tuple[np.ndarray, np.ndarray]:
         """Tokens [B, max_new] and their numbers [B]. rows: ids that the randomness of each row hangs on, the
@@ -250,6 +264,14 @@ class Assistant:
             pad=0,
             rows=rows,
         )
+
+    def _decoder(self, sampling: Sampling) -> Callable[[Sequence[int]], str]:
+        """Token ids of an answer -> its text."""
+        tokenizer = self.encoder.tokenizer
+        if not sampling.special_tokens:
+            return tokenizer.decode
+        hidden = {*self.encoder.stop_ids, tokenizer.pad}
+        return lambda ids: tokenizer.decode([i for i in ids if i not in hidden], special=True)
 
     def _stop_tokens(self, sampling: Sampling) -> list[int]:
         """Stop strings that are a token of their own: the loop ends at it, instead of the text being cut later."""

@@ -19,6 +19,8 @@ class Sampling:
     stop: strings before which an answer ends, besides the template's own end.
     beams, length_penalty: beams > 1 searches instead of drawing (inference/beam.py); its temperature is 0. What is
       found is cut before a stop string of several tokens, and a search ends at one that is a token.
+    special_tokens: whether answers show special tokens (marks of tools, of thinking, of places in a picture), but
+      for those that end an answer or pad it. Later turns of a conversation have them as text.
     top_k, top_p: only where something is drawn, at a temperature above 0.
 
     Raises:
@@ -33,6 +35,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
     beams: Count = 1
     length_penalty: float = 1.0
+    special_tokens: bool = False
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

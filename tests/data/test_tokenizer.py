@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 import tokenizers
+import transformers
 from materials import SPECIALS, TEXTS, make_hf
 
 from mmjax.data.tokenizer import HFTokenizer, SentencePiece, train_sentencepiece
@@ -106,3 +107,14 @@ def test_names_are_suggested(sentencepiece, tmp_path):
         sentencepiece.special("<imag>")
     with pytest.raises(FileNotFoundError, match="mmjax prepare"):
         SentencePiece(tmp_path / "none.model")
+
+
+def test_special_tokens_are_in_a_text_where_they_are_asked_for(sentencepiece, tmp_path):
+    for tokenizer in (sentencepiece, make_hf(tmp_path / "t.json", "bytes")):
+        mark = tokenizer.special("<image>")
+        ids = [mark, *tokenizer.encode("two  words")[0], mark, mark, *tokenizer.encode(" é", False)[0]]
+        assert tokenizer.decode(ids) == "two  words é"
+        assert tokenizer.decode(ids, special=True) == "<image>two  words<image><image> é"
+        assert tokenizer.decode([], special=True) == ""
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "t.json"))
+    assert tokenizer.decode(ids, special=True) == theirs.decode(ids, skip_special_tokens=False)

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 from test_terminal import talk
-from tiny import solid, tiny_assistant
+from tiny import Letters, solid, tiny_assistant
 
 from mmjax.errors import UserError
 from mmjax.inference.prompts import ask
@@ -135,3 +135,24 @@ def test_the_terminal_of_such_a_model_says_so_at_once(tmp_path):
     path.write_bytes(b"whatever")
     printed = talk(f"/image {path}", "Hello", assistant=assistant)
     assert "No picture added: this model has no encoder of pictures." in printed
+
+
+def test_special_tokens_are_shown_where_they_are_asked_for(monkeypatch):
+    """But neither those that end an answer nor padding; in text, streams, searches and later turns alike."""
+    specials = {"<image>": 3, "<|im_start|>": 4, "<|im_end|>": 5, "<box>": 1, "<pad>": 0}
+    monkeypatch.setattr(Letters, "specials", specials)
+    assistant, ids = tiny_assistant(), [Letters.first + 20, 1, Letters.first + 21, 0, 5, 1]
+    decode = assistant._decoder(Sampling(special_tokens=True))
+    letters = Letters.letters[20], Letters.letters[21]
+    assert decode(ids) == f"{letters[0]}<box>{letters[1]}<box>"
+    assert assistant._decoder(Sampling())(ids) == "".join(letters)
+
+    # A model whose every token is a special one, so that the answer shows it.
+    head = assistant.params["backbone"]["head"]["kernel"]
+    assistant.params["backbone"]["head"]["kernel"] = head.at[:].set(0).at[:, 1].set(head[:, 7])
+    shown = SEARCH.but(beams=1, special_tokens=True)
+    question = ask("What is it?", [RED])
+    told = [assistant.generate([question], settings)[0] for settings in (shown, shown.but(beams=2))]
+    plain = assistant.generate([question], SEARCH.but(beams=1))[0]
+    assert "<box>" in told[0] and "<box>" in told[1] and "<box>" not in plain
+    assert "".join(assistant.stream(question, shown)) == told[0]

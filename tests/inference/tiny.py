@@ -147,8 +147,9 @@ class Letters:
     def encode(self, text, start=True):
         return [self.first + self.letters.index(letter) for letter in text], list(range(1, len(text) + 1))
 
-    def decode(self, ids):
-        return "".join(self.letters[i - self.first] for i in ids if i >= self.first)
+    def decode(self, ids, special=False):
+        names = {i: name for name, i in self.specials.items()} if special else {}
+        return "".join(self.letters[i - self.first] if i >= self.first else names.get(i, "") for i in ids)
 
     def special(self, name):
         return self.specials[name]

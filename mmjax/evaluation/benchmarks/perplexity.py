@@ -33,8 +33,9 @@ def evaluate(assistant: Assistant, *, data_dir: str, windows: int, length: int) 
         raise UserError(f"windows: {windows} of {length} tokens are more than the text's {len(ids)}.")
     starts = np.arange(windows) * ((len(ids) - length) // max(1, windows - 1))
     rows, total = ids[starts[:, None] + np.arange(length)], 0.0
-    for begin in range(0, windows, assistant.batch):
-        tokens = rows[begin : begin + assistant.batch]
+    at_once = assistant.fitting(length, 0, logits=2 * length)  # logits, and their log-softmax
+    for begin in range(0, windows, at_once):
+        tokens = rows[begin : begin + at_once]
         ones = np.ones_like(tokens)
         positions = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
         batch = Batch(tokens, ones, positions, ones, ones.astype(np.float32))
