@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mmjax.data import corpora
-from mmjax.evaluation.benchmarks import captions, naming
+from mmjax.evaluation.benchmarks import captions, easy_vqa, naming
 from mmjax.evaluation.scores import token_f1
 from mmjax.types import Sample, Turn
 
@@ -48,6 +48,26 @@ def test_captions_of_one_who_sees():
     )
     assert found["exact"] == found["f1"] == 1 and found["shuffled_f1"] == 0 and found["count"] == 5
     assert [example["reference"] for example in found["examples"]] == ["red apple", "cow face"]
+
+
+class Spaced(Pictures):
+    """Names and questions with white space around."""
+
+    def __getitem__(self, i):
+        turns = (Turn("user", "<image>\nWhat is it?"), Turn("assistant", f" {NAMES[i].upper()}\n"))
+        return Sample(f"{i}/name", turns, (NAMES[i].encode(),))
+
+
+def test_white_space_around_an_answer_or_a_reference_is_no_part_of_it(monkeypatch):
+    monkeypatch.setattr(corpora, "open_corpus", lambda path, data_dir: Spaced())
+    said = Seeing.generate
+    monkeypatch.setattr(Seeing, "generate", lambda *given: ["\n  " + one for one in said(*given)])
+    options = dict(data_dir="", test="corpus:x/y/z", limit=0, examples=2)
+    found = captions.evaluate(Seeing(), question="What is it?", **options)
+    assert found["exact"] == 1 and found["examples"][0]["reference"] == "RED APPLE"
+    found = easy_vqa.evaluate(Seeing(), train="corpus:x/y/z", **options)
+    assert found["accuracy"] == found["kinds"]["name"]["accuracy"] == 1 and found["shuffled"] == 0
+    assert found["examples"][0]["prediction"] == found["examples"][0]["answer"]
 
 
 def test_naming_by_one_who_sees():

@@ -28,15 +28,15 @@ def evaluate(
         in pre-training. limit: how many pictures, 0 for all. examples: how many to return for the report.
 
     Returns:
-      exact: share of captions equal to the reference, letter case aside. f1: mean token F1 (scores.py).
-      shuffled_f1: of captions of another picture. count. examples.
+      exact: share of captions equal to the reference, letter case and white space around aside. f1: mean token F1
+      (scores.py). shuffled_f1: of captions of another picture. count. examples.
     """
     recorder = recording(assistant)
     samples = recorder.read(open_source(test, "", data_dir), limit)
     samples, captions = answered(samples, _captions(recorder, samples, question))
     blind = _captions(recorder, moved_on(samples), question)
     samples, captions, blind = answered(samples, captions, blind)
-    references = [sample.turns[1].text for sample in samples]
+    references = [sample.turns[1].text.strip() for sample in samples]
     hits = [c.lower() == r.lower() for c, r in zip(captions, references, strict=True)]
     every = max(1, len(samples) // max(1, examples))
     return {

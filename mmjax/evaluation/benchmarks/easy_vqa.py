@@ -21,7 +21,7 @@ SAMPLING = Sampling(max_new=6)
 def evaluate(
     assistant: Assistant, *, data_dir: str, train: str, test: str, limit: int, examples: int
 ) -> dict[str, Any]:
-    """Exact match of greedy answers on the test questions, each asked alone.
+    """Exact match of greedy answers on the test questions, each asked alone; white space around them is no part.
 
     Args:
       train, test: corpora of single questions, as for sources.open_source. limit: test questions, 0 for all.
@@ -75,7 +75,7 @@ def _question(sample: Sample) -> str:
 
 
 def _answer(sample: Sample) -> str:
-    return sample.turns[1].text
+    return sample.turns[1].text.strip()
 
 
 def _ask(assistant: RecordingAssistant, samples: Sequence[Sample]) -> list[str | None]:
