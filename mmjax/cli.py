@@ -107,7 +107,7 @@ def compare() -> None:
 
 
 SAMPLING = dict(
-    max_new="Most tokens of the answer; a quarter of the window if not given",
+    max_new="Most tokens of the answer; if not given, as many as leave room for the prompt",
     temperature="0 for the likeliest answer, more for variety",
     top_k="Draw from the k likeliest tokens alone; 0: from all",
     top_p="Draw from the likeliest tokens that make up this probability",

@@ -8,7 +8,9 @@ import pytest
 from test_terminal import talk
 from tiny import Letters, solid, tiny_assistant
 
+from mmjax.data.quarantine import TooManyBadRecords
 from mmjax.errors import UserError
+from mmjax.evaluation.recording import RecordingAssistant
 from mmjax.inference.prompts import ask
 from mmjax.inference.sample import make_rule
 from mmjax.inference.settings import Sampling
@@ -125,6 +127,10 @@ def test_a_model_without_an_encoder_refuses_pictures():
     ):
         with pytest.raises(UserError, match=message):
             call()
+    questions = [ask("What is it?", [RED], str(number)) for number in range(12)]
+    for measure in (lambda given: given.ask(questions), lambda given: given.weigh(questions, [["A dot"]] * 12)):
+        with pytest.raises(TooManyBadRecords, match=message):
+            measure(RecordingAssistant(assistant))
     assert isinstance(assistant("What is it?"), str)
 
 
