@@ -54,9 +54,13 @@ def build(spec: Mapping[str, Any], where: str, **given: Any) -> Any:
       where: the config path, for messages.
 
     Raises:
-      UserError: an unknown or missing key, with the nearest right one; or a value of another type than declared.
+      UserError: an unknown or missing key, with the nearest right one; or a value that cannot be.
     """
-    return bind(spec, where, **given)()
+    make = bind(spec, where, **given)
+    try:
+        return make()
+    except UserError as error:
+        raise type(error)(f"{where}.{error}") from error
 
 
 def bind(spec: Mapping[str, Any], where: str, positional: int = 0, **given: Any) -> functools.partial:

@@ -10,17 +10,18 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 import jax.numpy as jnp
 
-from mmjax.build import section
+from mmjax.build import bind, section
 from mmjax.data.spec import DataSpec
 from mmjax.errors import UserError
 from mmjax.model import MultimodalLM, make_model
 from mmjax.typed import Count, Decay, Natural, NotNegative, Positive, Range, check_types, suggest
 
+NO_BENCHMARKS = ("parameters", "seconds")  # what else stands in eval.json beside benchmarks
 STAGE = re.compile(r"\w[\w-]*", re.ASCII)  # names of stages: each is a folder in the workdir
 
 
@@ -103,11 +104,15 @@ class Stage:
     save_every: Count
 
     def __post_init__(self):
-        if self.batch % self.accumulate:
-            raise UserError(f"batch: {self.batch} rows cannot be taken in accumulate={self.accumulate} parts.")
         self.optimizer.warmup_updates(self.steps)
         if not self.losses:
             raise UserError("losses: there are none; give recipes.loss('language.next_token').")
+
+    @property
+    def data_specs(self) -> list[tuple[DataSpec, str]]:
+        """What it reads, each with its path in the config: to train on, and perhaps to be validated by."""
+        valid = [(self.valid.data, f"{self.name}.valid.data")] if self.valid else []
+        return [(self.data, f"{self.name}.data"), *valid]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,6 +196,43 @@ def read_config(raw: Mapping[str, Any]) -> Config:
     if "precision" in raw:
         raw["precision"] = section(Precision, raw["precision"], "precision")
     return section(Config, raw | {"stages": tuple(stages)}, "config")
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """One benchmark of a config's `evaluation` section.
+
+    stage: whose model it is asked of, None for the last one trained. options: its section, without the stage.
+    run: (assistant) -> its figures, perhaps with `examples`.
+    """
+
+    name: str
+    stage: str | None
+    options: Mapping[str, Any]
+    run: Callable[[Any], Mapping[str, Any]]
+
+
+def find_benchmarks(config: Config) -> dict[str, Benchmark]:
+    """Every benchmark of a config by name, found and checked without a model.
+
+    Raises:
+      UserError: a type that there is not, a wrong or missing option, a stage that the config does not have, each
+        with the nearest right one; a name that eval.json or a file cannot have.
+    """
+    return {name: _find(name, spec, config) for name, spec in (config.evaluation or {}).items()}
+
+
+def _find(name: str, spec: Mapping[str, Any], config: Config) -> Benchmark:
+    where, stages = f"evaluation.{name}", [stage.name for stage in config.stages]
+    if name in NO_BENCHMARKS:
+        raise UserError(f"{where}: eval.json has something else under {name!r}; give the benchmark another name.")
+    if not name or name.startswith(".") or "/" in name or "\0" in name or len(name.encode()) > 200:
+        raise UserError(f"{where}: {name!r} cannot be the name of a file, where its answers lie; choose another.")
+    options = {key: value for key, value in spec.items() if key != "stage"}
+    stage = spec.get("stage")
+    if stage is not None and stage not in stages:
+        raise UserError(f"{where}.stage: no stage {stage!r}" + suggest(str(stage), stages))
+    return Benchmark(name, stage, options, bind(options, where, positional=1, data_dir=config.data_dir))
 
 
 def build_model(config: Config, vocab: int) -> MultimodalLM:

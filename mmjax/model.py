@@ -7,6 +7,7 @@ Its parts are Linen modules; the composition itself is pure functions of `params
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -30,6 +31,16 @@ class MultimodalLM:
     projectors: Mapping[str, nn.Module]
     backbone: Decoder
     fusion: str
+
+    @property
+    def splices(self) -> bool:
+        """Whether projected tokens stand in the sequence."""
+        return self.fusion == "splice"
+
+    @functools.cached_property
+    def text_span(self) -> int:
+        """Tokens that a picture takes in the text: its projected ones, or 1 where the text marks its place."""
+        return self.tokens_per_medium().get("image", 1) if self.splices else 1
 
     def init(self, rng: jax.Array, media: Mapping[str, Media] | None = None) -> dict[str, Any]:
         """Parameters from scratch."""
@@ -206,6 +217,8 @@ def make_model(spec: Mapping[str, Any], **given: Any) -> MultimodalLM:
     backbone = _part(spec.backbone, "model.backbone", "logits", **given)
     if (spec.fusion == "xattn") != (backbone.xattn is not None):
         raise UserError("model: fusion='xattn' and backbone.xattn go together; one of them is missing.")
+    if spec.fusion == "xattn" and not spec.encoders:
+        raise UserError("model.encoders: there are none, and fusion='xattn' looks at what they make.")
     if set(spec.encoders) != set(spec.projectors):
         raise UserError(
             f"model: encoders {sorted(spec.encoders)} and projectors {sorted(spec.projectors)} differ."

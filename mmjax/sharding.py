@@ -52,6 +52,8 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     if unknown := set(shape) - set(AXES):
         raise UserError(f"mesh: unknown axes {sorted(unknown)}; the axes are {AXES}.")
     sizes = [shape.get(axis, 1) for axis in AXES]
+    if wrong := [axis for axis, size in zip(AXES, sizes, strict=True) if size < 1 and size != -1]:
+        raise UserError(f"mesh.{wrong[0]}: {shape[wrong[0]]} is no size of an axis: 1 or more, or -1 once.")
     if sizes.count(-1) == 1:
         sizes[sizes.index(-1)] = len(devices) // -int(np.prod(sizes))
     if int(np.prod(sizes)) != len(devices) or min(sizes) < 1:

@@ -36,9 +36,9 @@ class Range:
         """What is wrong with a number, '' if it is in the range."""
         if value < self.least:
             return "must be above 0" if self.least == TINY else f"is below {self.least}"
-        if value > self.most or (self.open and value == self.most):
-            return f"must be below {self.most}" if self.open else f"is above {self.most}"
-        return ""
+        if self.open and value >= self.most:
+            return f"must be below {self.most}"
+        return f"is above {self.most}" if value > self.most else ""
 
     def __str__(self) -> str:
         below = f" {'below' if self.open else 'up to'} {self.most}" if self.most < math.inf else ""

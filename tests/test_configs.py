@@ -13,7 +13,7 @@ import pytest
 from mmjax import tree
 from mmjax.config import build_model, read_config
 from mmjax.training.optimizer import make_optimizer
-from mmjax.training.stages import parameter_shapes
+from mmjax.training.setup import parameter_shapes
 from mmjax.training.step import find_losses
 from mmjax.types import Batch, Media
 

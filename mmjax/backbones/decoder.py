@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
@@ -19,6 +20,7 @@ from mmjax.nn.rope import rope_frequencies
 from mmjax.nn.stack import run, stacked
 from mmjax.nn.xattn import GatedCrossBlock
 from mmjax.sharding import constrain
+from mmjax.typed import Count, Range, check_keys, check_types, hints_of
 from mmjax.types import Cache
 
 # What makes a family; sizes (vocab, width, depth, heads, kv_heads, head_dim, mlp_width) come from the config.
@@ -119,9 +121,9 @@ class Decoder(BlockShape):
     remat, scan: see nn/stack.py.
     """
 
-    vocab: int
-    width: int
-    depth: int
+    vocab: Count
+    width: Count
+    depth: Count
     sliding_window: int
     attention_pattern: Sequence[str]
     local_rope_theta: float
@@ -135,6 +137,11 @@ class Decoder(BlockShape):
     xattn: Mapping[str, Any] | None
     remat: bool
     scan: bool
+
+    def __post_init__(self):
+        if self.xattn is not None:
+            _check_cross(self.xattn, self.depth)
+        super().__post_init__()
 
     # Linen's `setup`, not `compact`: the table and the layers serve several methods.
     def setup(self):
@@ -299,6 +306,14 @@ class Decoder(BlockShape):
             carry, last = run_groups(carry, full, groups, self.depth - first - full * every)
             kvs = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), kvs, last)
         return carry, kvs
+
+
+def _check_cross(xattn: Mapping[str, Any], depth: int) -> None:
+    """Raises UserError for keys and values of `xattn` that no gated cross-attention has."""
+    known = {f.name for f in dataclasses.fields(GatedCrossBlock)} - {"parent", "name", "dtype", "param_dtype"}
+    check_keys(xattn, {*known, "every", "first"}, ("every", "first"), "xattn")
+    places = {"every": Count, "first": Annotated[int, Range(0, depth - 1)]}
+    check_types(xattn, hints_of(GatedCrossBlock) | places, "xattn")
 
 
 def empty_cache(backbone: Decoder, batch: int, cells: int) -> Cache:

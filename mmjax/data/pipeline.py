@@ -22,7 +22,7 @@ from mmjax.build import section
 from mmjax.data.chat import Chat
 from mmjax.data.packing import Lengths, make_plan
 from mmjax.data.quarantine import LINE, BadRecord, Quarantine
-from mmjax.data.rows import Feed, Rows
+from mmjax.data.rows import Feed, Rows, empty_row
 from mmjax.data.sources import open_source
 from mmjax.data.spec import DataSpec
 from mmjax.data.tokenizer import Tokenizer
@@ -56,28 +56,50 @@ def make_dataset(
       quarantine: file that refused records are written to, as those of `stage` and `split`.
 
     Raises:
-      UserError: a key or a source is wrong; says which and what would be right. Rows without
-        a slot for a picture are wrong unless `splice`.
+      UserError: a key or a source is wrong, as for `open_feeds`.
       TooManyBadRecords: a source has lost more than `max_refused` of its records.
     """
-    spec = section(DataSpec, spec, "data")
-    views = spec.media.make_views()
-    if not splice and not spec.media.slots:
-        raise UserError("data.media.slots: is 0, and cross-attention wants 1 at least; a row may leave it empty.")
-    feeds = []
-    for name, part in spec.sources.items():
-        try:
-            source = open_source(part.path, part.root, data_dir)
-        except UserError as error:
-            raise type(error)(f"data.sources.{name}.{error}") from error
-        template = part.template or spec.template
-        chat = make_chat(spec, tokenizer, span, splice, template, vocab)
-        feeds.append(Feed(name, source, chat, views, part.augment, part.turns))
+    where = f"{stage}.{'valid.' * (split == 'valid')}data" if stage else "data"
+    spec = section(DataSpec, spec, where)
+    feeds = open_feeds(spec, tokenizer, span, splice, data_dir, where, vocab)
     sizes = {feed.name: len(feed.source) for feed in feeds}
     bad = Quarantine(quarantine, sizes, spec.max_refused, stage, split)
     lengths = [measure(feed, spec, bad, spec.sources[feed.name].weight) for feed in feeds]
     plan = make_plan(lengths, rows, spec.length, spec.media.slots, seed, spec.pack)
     return Dataset(Rows(spec, feeds, plan, seed, bad))
+
+
+def open_feeds(
+    spec: DataSpec,
+    tokenizer: Tokenizer,
+    span: int,
+    splice: bool,
+    data_dir: str,
+    where: str,
+    vocab: int | None = None,
+) -> list[Feed]:
+    """Opens the sources of a data spec, each with the template that it is written down by.
+
+    Args: as for `make_dataset`; where: the spec's path in the config, for messages.
+
+    Raises:
+      UserError: a key or a source is wrong; says which and what would be right.
+    """
+    views, feeds = spec.media.make_views(), []
+    if not splice and not spec.media.slots:
+        raise UserError(f"{where}.media.slots: is 0; cross-attention requires 1, and a row may leave it empty.")
+    for name, part in spec.sources.items():
+        try:
+            source = open_source(part.path, part.root, data_dir)
+        except UserError as error:
+            raise type(error)(f"{where}.sources.{name}.{error}") from error
+        template = part.template or spec.template
+        try:
+            chat = make_chat(spec, tokenizer, span, splice, template, vocab)
+        except UserError as error:
+            raise type(error)(f"{where}.{error}") from error
+        feeds.append(Feed(name, source, chat, views, part.augment, part.turns))
+    return feeds
 
 
 def make_chat(
@@ -89,7 +111,7 @@ def make_chat(
       UserError: as for chat.Chat; views of several tiles where the model takes one medium at a time.
     """
     if spec.media.make_views().sized and not splice:
-        raise UserError(f"data.media.views: {spec.media.views['type']} wants a model with fusion='splice'.")
+        raise UserError(f"media.views: {spec.media.views['type']} wants a model with fusion='splice'.")
     return Chat(template, tokenizer, span, splice, spec.bidirectional_images, spec.media.token, vocab)
 
 
@@ -229,5 +251,7 @@ class _Steps:
     def __getitem__(self, step: int) -> Batch:
         begin = step * self.batch + self.first
         planned = len(self.rows)
-        rows = [self.rows[r] if r < planned else self.rows.empty() for r in range(begin, begin + self.local)]
+        rows = [
+            self.rows[r] if r < planned else empty_row(self.rows.spec) for r in range(begin, begin + self.local)
+        ]
         return jax.tree.map(lambda *leaves: np.stack(leaves), *rows)

@@ -106,7 +106,7 @@ class Rows:
 
         An example with a picture that cannot be decoded loses its targets, and its pictures stay invalid.
         """
-        row = self.empty()
+        row = empty_row(self.spec)
         begin = media = 0  # tokens and media slots in use
         for number, (s, index) in enumerate(self.plan.row(r)):
             feed = self.feeds[s]
@@ -122,24 +122,6 @@ class Rows:
                     row.media["image"].valid[media:end] = True
                 begin, media = begin + len(encoded), media + encoded.media_count
         return row
-
-    def empty(self) -> Batch:
-        """A row of padding."""
-        length, slots, views = self.spec.length, self.spec.media.slots, self.spec.media.make_views()
-        image = Media(
-            values=views.empty(slots),
-            valid=np.zeros(slots, bool),
-            slot=np.full(length, -1, np.int32),
-            visible=np.full(length, -1, np.int32),
-        )
-        return Batch(
-            tokens=np.zeros(length, np.int32),
-            segments=np.zeros(length, np.int32),
-            positions=np.zeros((length, *views.axes), np.int32),
-            causal=np.ones(length, np.int32),
-            loss_weight=np.zeros(length, np.float32),
-            media={"image": image} if slots else {},
-        )
 
     def _example(
         self, feed: Feed, index: int, room: tuple[int, int], seed: tuple[int, ...]
@@ -166,6 +148,25 @@ class Rows:
             turns = np.random.default_rng(seed).integers(8, size=len(pictures))
             pictures = [images.dihedral(p[0], int(k))[None] for p, k in zip(pictures, turns, strict=True)]
         return encoded, pictures
+
+
+def empty_row(spec: DataSpec) -> Batch:
+    """A row of padding, without a batch axis."""
+    length, slots, views = spec.length, spec.media.slots, spec.media.make_views()
+    image = Media(
+        values=views.empty(slots),
+        valid=np.zeros(slots, bool),
+        slot=np.full(length, -1, np.int32),
+        visible=np.full(length, -1, np.int32),
+    )
+    return Batch(
+        tokens=np.zeros(length, np.int32),
+        segments=np.zeros(length, np.int32),
+        positions=np.zeros((length, *views.axes), np.int32),
+        causal=np.ones(length, np.int32),
+        loss_weight=np.zeros(length, np.float32),
+        media={"image": image} if slots else {},
+    )
 
 
 def _place(row: Batch, encoded: Encoded, begin: int, media: int, span: int) -> None:

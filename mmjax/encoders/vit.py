@@ -163,6 +163,15 @@ class ViT(BlockShape):
     remat: bool
     scan: bool
 
+    def __post_init__(self):
+        if not -self.depth - 1 <= self.layer <= self.depth:
+            raise UserError(
+                f"layer: {self.layer}; of {self.depth} layers it is {-self.depth - 1} to {self.depth}."
+            )
+        if self.size < self.patch:
+            raise UserError(f"size: {self.size} pixels are less than one patch of {self.patch}.")
+        super().__post_init__()
+
     def medium_shape(self) -> tuple[int, ...]:
         """Shape of one medium, [H, W, 3]."""
         return self.size, self.size, 3

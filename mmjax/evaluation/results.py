@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from mmjax.config import NO_BENCHMARKS
 from mmjax.evaluation.markup import number
 from mmjax.evaluation.progress import MEASURED
-from mmjax.evaluation.runs import NO_BENCHMARKS, read_examples, read_results
+from mmjax.evaluation.runs import read_examples, read_results
 from mmjax.files import write_text
 
 AGAIN = "remove it; the next `mmjax evaluate` writes it anew."

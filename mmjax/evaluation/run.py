@@ -12,10 +12,9 @@ from absl import logging
 from tqdm import tqdm
 
 from mmjax import tree
-from mmjax.config import Config, build_model
+from mmjax.config import Benchmark, Config, build_model, find_benchmarks
 from mmjax.errors import MissingFile, UserError
 from mmjax.evaluation.answers import Answers
-from mmjax.evaluation.find import Benchmark, find_benchmarks
 from mmjax.evaluation.progress import training_seconds
 from mmjax.evaluation.recording import RecordingAssistant
 from mmjax.evaluation.report import write_report
@@ -25,7 +24,7 @@ from mmjax.inference.chat import Assistant
 from mmjax.inference.load import load
 from mmjax.training.checkpoint import Checkpoints
 from mmjax.training.seal import MANIFEST, find_fault
-from mmjax.training.stages import parameter_shapes
+from mmjax.training.setup import parameter_shapes
 from mmjax.training.trained import last_trained
 from mmjax.workdir import keep_tokenizer, load_config, read_raw
 

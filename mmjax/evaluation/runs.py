@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmjax.config import NO_BENCHMARKS
 from mmjax.errors import MissingFile, UserError
 from mmjax.evaluation.progress import MEASURED, shortfall, stage_metrics
 from mmjax.files import json_object
 from mmjax.typed import check_types
 
 ANYWAY = ("seed", "data_dir", "evaluation", "keep", "wandb")  # keys of a config that do not tell systems apart
-NO_BENCHMARKS = ("parameters", "seconds")  # what else stands in eval.json
 LARGEST_EXAMPLES = 1 << 30  # bytes of examples.json, which holds pictures
 Sections = Mapping[str, Mapping[str, Any]]
 CONFIG_TYPES = {

@@ -48,10 +48,8 @@ def load(workdir: str | Path, stage: str | None = None, trust: Sequence[str] = (
         shapes = jax.eval_shape(model.init, jax.random.key(0))
         params = load_parts(config.load, shapes, shard_tree(shapes, one_device()))
     data = chosen.data
-    splice = model.fusion == "splice"
-    span = model.tokens_per_medium().get("image", 1) if splice else 1
-    views, span = data.media.make_views().unlimited(span)
-    chat = make_chat(data, tokenizer, span, splice, data.template, model.backbone.vocab)
+    views, span = data.media.make_views().unlimited(model.text_span)
+    chat = make_chat(data, tokenizer, span, model.splices, data.template, model.backbone.vocab)
     window = max(data.length, tokenizer.model_max_length)
     sampling = Sampling(max_new=min(Sampling.max_new, window // 4))  # leaves most of the window to the prompt
     return Assistant(model, params, chat, views, length=window, batch=BATCH, sampling=sampling)

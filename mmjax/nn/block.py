@@ -8,11 +8,13 @@ from typing import Any
 
 import flax.linen as nn
 
+from mmjax.errors import UserError
 from mmjax.nn.attention import PLAIN as PLAIN_ATTENTION
 from mmjax.nn.attention import Attention
 from mmjax.nn.mlp import FeedForward
 from mmjax.nn.norm import Norm
 from mmjax.sharding import constrain
+from mmjax.typed import Count
 
 
 def fields_of(module: nn.Module, cls: type) -> dict[str, Any]:
@@ -42,10 +44,10 @@ class BlockShape(nn.Module):
       (LayerScale, Touvron et al. 2021, section 2.2).
     """
 
-    heads: int
-    kv_heads: int
-    head_dim: int
-    mlp_width: int
+    heads: Count
+    kv_heads: Count
+    head_dim: Count
+    mlp_width: Count
     activation: str
     gated: bool
     qkv_bias: bool
@@ -68,6 +70,11 @@ class BlockShape(nn.Module):
     layer_scale: float
     dtype: Any
     param_dtype: Any
+
+    def __post_init__(self):
+        if self.heads % self.kv_heads:
+            raise UserError(f"kv_heads: {self.kv_heads} does not divide heads={self.heads}.")
+        super().__post_init__()
 
 
 def feed_forward(shape: BlockShape) -> FeedForward:

@@ -65,7 +65,7 @@ class Linear(nn.Module):
         return y
 
 
-def add_lora(params: tree.Tree, rules: tree.Rules, rng: jax.Array) -> dict[str, Any]:
+def add_lora(params: tree.Tree, rules: tree.Rules, rng: jax.Array, where: str = "lora") -> dict[str, Any]:
     """Params with adapters beside each kernel that a rule `(regex, adapter)` finds; an adapter has a rank R
     and an alpha A.
 
@@ -78,8 +78,8 @@ def add_lora(params: tree.Tree, rules: tree.Rules, rng: jax.Array) -> dict[str, 
     flat = tree.flatten(params)
     kernels = {path: leaf for path, leaf in flat.items() if path.endswith("/kernel")}
     for pattern, _ in rules:
-        tree.select([pattern], kernels, "lora")
-    found = tree.match([*rules, (".*", None)], kernels, "lora")
+        tree.select([pattern], kernels, where)
+    found = tree.match([*rules, (".*", None)], kernels, where)
     for i, (path, spec) in enumerate(found.items()):
         stem = path.removesuffix("kernel")
         if spec is None or stem + "lora_a" in flat:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from mmjax.errors import UserError
 from mmjax.objectives.forward import Forward
 from mmjax.types import Batch
 
@@ -25,6 +26,8 @@ def image_text(forward: Forward, batch: Batch, temperature: float) -> dict[str, 
     Returns:
       image_text: (summed loss, pictures). retrieval: (pictures whose nearest text is their own, pictures).
     """
+    if "image" not in batch.media:
+        raise UserError("image_text: compares pictures with texts, and rows have none: data.media.slots is 0.")
     media = batch.media["image"]
     pictures = forward.encode(batch)["image"].astype(jnp.float32).mean(2)  # [B, M, D]
     one_hot = jax.nn.one_hot(media.visible, pictures.shape[1]) * (batch.loss_weight > 0)[:, :, None]  # [B, T, M]

@@ -18,38 +18,55 @@ from mmjax.training.state import TrainState
 from mmjax.typed import fits
 from mmjax.types import Batch
 
+# What a step reports beside its losses, or the loop beside the step.
+METRICS = (
+    *("loss", "grad_norm", "skipped", "tokens", "slots", "step"),
+    *("time", "seconds", "learning_rate", "compilations", "loader_wait"),
+)
 Sums = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, weight)
 
 
-def find_losses(spec: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[Callable, float]]:
+def find_losses(spec: Mapping[str, Mapping[str, Any]], where: str = "losses") -> dict[str, tuple[Callable, float]]:
     """{'next_token': dict(type='objectives.language.next_token', weight=1.0, **options)} -> functions and weights.
 
     Raises:
-      UserError: no such objective; a wrong or missing option, or no weight.
+      UserError: no such objective; a wrong or missing option, or no weight; a name that a metric has.
     """
     found = {}
     for name, loss in spec.items():
-        where = f"losses.{name}"
+        path = f"{where}.{name}"
+        if name in METRICS:
+            raise UserError(f"{path}: the metrics have something else under {name!r}; give the loss another name.")
         if not fits(loss.get("weight"), float):
-            raise UserError(f"{where}.weight: {loss.get('weight')!r} is no number.")
+            raise UserError(f"{path}.weight: {loss.get('weight')!r} is no number.")
         options = {key: value for key, value in loss.items() if key != "weight"}
-        found[name] = (bind(options, where, positional=2), loss["weight"])  # of (forward, batch)
+        found[name] = (bind(options, path, positional=2), loss["weight"])  # of (forward, batch)
     return found
 
 
 def make_evaluation(
-    model: MultimodalLM, losses: Mapping[str, Mapping[str, Any]]
+    model: MultimodalLM, losses: Mapping[str, Mapping[str, Any]], where: str = "losses"
 ) -> Callable[[tree.Tree, Batch], Sums]:
     """The function (params, batch) -> {name: (sum, weight)} of the same losses, which `make_step` minimises."""
-    objectives = find_losses(losses)
+    objectives = find_losses(losses, where)
 
     def evaluate(params: tree.Tree, batch: Batch) -> Sums:
         forward, sums = Forward(model, params), {}
-        for objective, _ in objectives.values():
-            sums |= objective(forward, batch)
+        for name, (objective, _) in objectives.items():
+            found = _named(name, objective(forward, batch))
+            if twice := sums.keys() & found.keys():
+                raise UserError(f"{where}: two of them report {', '.join(sorted(twice))}; give one another name.")
+            sums |= found
         return sums
 
     return evaluate
+
+
+def _named(name: str, found: Sums) -> Sums:
+    """What an objective has found, under the name that its config gives it: the first entry is the loss itself;
+    the others keep their names where the loss has its own, else they have that name before them."""
+    first, *others = found
+    return {name: found[first]} | {key if name == first else f"{name}_{key}": found[key] for key in others}
 
 
 def make_step(
@@ -59,6 +76,7 @@ def make_step(
     *,
     accumulate: int,
     ema: float,
+    where: str = "losses",
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """The function (state, batch) -> (state, metrics); jit it with the state donated.
 
@@ -66,9 +84,10 @@ def make_step(
       losses: see `find_losses`; the sum of the weighted means is minimised.
       accumulate: the batch is taken in so many parts, one after the other, with the same result.
       ema: decay of the running mean of the parameters, 0 for none.
+      where: the path of the losses in the config, for messages.
     """
-    scales = {name: weight for name, (_, weight) in find_losses(losses).items()}
-    gradients = _make_gradients(make_evaluation(model, losses), scales, accumulate)
+    scales = {name: weight for name, (_, weight) in find_losses(losses, where).items()}
+    gradients = _make_gradients(make_evaluation(model, losses, where), scales, accumulate)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         grads, sums = gradients(state, batch)

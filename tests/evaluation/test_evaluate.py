@@ -8,9 +8,8 @@ import small_benchmarks
 from small_disk import other_folder, read_only
 from tiny_run import config, write_data
 
-from mmjax.config import read_config
+from mmjax.config import find_benchmarks, read_config
 from mmjax.errors import UserError
-from mmjax.evaluation.find import find_benchmarks
 from mmjax.evaluation.run import evaluate
 from mmjax.inference.chat import Assistant
 from mmjax.training.stages import train

@@ -5,11 +5,8 @@ import json
 import pytest
 from tiny_run import config, write_data
 
-from mmjax.config import build_model, read_config
 from mmjax.data.quarantine import TooManyBadRecords
-from mmjax.data.tokenizer import SentencePiece
-from mmjax.sharding import make_mesh
-from mmjax.training.stages import Run
+from mmjax.training.stages import prepare
 
 SPLITS = [("pretrain", "train"), ("pretrain", "valid"), ("sft", "train"), ("sft", "valid")]
 
@@ -32,10 +29,8 @@ def start(folder, **changes):
     raw = config(folder, valid=dict(data=valid, every=1))
     for stage in raw["stages"]:
         raw[stage]["data"] |= changes
-    read, tokenizer = read_config(raw), SentencePiece(folder / "tokenizer.model")
-    model = build_model(read, tokenizer.vocab_size)
-    run = Run(read, raw, folder / "run", model, tokenizer, make_mesh(read.mesh))
-    return {(stage, split): run.data(read.stage(stage), split) for stage, split in SPLITS}
+    run = prepare(raw, folder / "run")
+    return {(stage, split): run.data(run.config.stage(stage), split) for stage, split in SPLITS}
 
 
 def log(folder):

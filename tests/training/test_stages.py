@@ -93,7 +93,7 @@ def test_a_stopped_run_goes_on_bit_equal(data, whole, tmp_path, monkeypatch, sto
 
 
 def test_one_stage_alone(data, whole, tmp_path):
-    with pytest.raises(ValueError, match="starts from 'pretrain', not done"):
+    with pytest.raises(ValueError, match="starts from 'pretrain', which is not done"):
         train(config(data), tmp_path, only="sft")
     train(config(data), tmp_path, only="pretrain")
     assert not (tmp_path / "sft" / "metrics.jsonl").exists()
