@@ -10,8 +10,10 @@ import jax
 from mmjax.config import Config, Stage, build_model
 from mmjax.data.pipeline import make_chat
 from mmjax.errors import MissingFile
+from mmjax.hub.aside import KEPT
 from mmjax.hub.load import load_parts
-from mmjax.inference.chat import Assistant, Sampling
+from mmjax.inference.chat import Assistant
+from mmjax.inference.defaults import own_sampling
 from mmjax.nn.linear import merge_lora
 from mmjax.sharding import one_device, shard_tree
 from mmjax.training.checkpoint import Checkpoints
@@ -24,14 +26,15 @@ BATCH = 64  # prompts answered at once
 
 def load(workdir: str | Path, stage: str | None = None, trust: Sequence[str] = ()) -> Assistant:
     """The model that a workdir has trained, at the newest step of its last stage, or of `stage`; where none is
-    trained yet, what its `load` names, if that is the whole model and lies in the workdir.
+    trained yet, what its `load` names, if that is the whole model and lies in the workdir. It decodes as
+    `own_sampling` has it, unless a call says otherwise.
 
     trust: packages, besides mmjax, that parts of the model may come from: a workdir names them, and is only data.
 
     Raises:
       UserError: the config is damaged, or names a part that is not of mmjax nor of these packages.
       MissingFile: no run there, or no checkpoint yet.
-      CheckpointError: what `load` names cannot be loaded.
+      CheckpointError: what `load` names cannot be loaded; as for own_sampling.
     """
     workdir = Path(workdir)
     config = load_config(workdir, trust)
@@ -51,7 +54,7 @@ def load(workdir: str | Path, stage: str | None = None, trust: Sequence[str] = (
     views, span = data.media.make_views().unlimited(model.text_span)
     chat = make_chat(data, tokenizer, span, model.splices, data.template, model.backbone.vocab)
     window = max(data.length, tokenizer.model_max_length)
-    sampling = Sampling(max_new=min(Sampling.max_new, window // 4))  # leaves most of the window to the prompt
+    sampling = own_sampling(workdir / KEPT, window)
     return Assistant(model, params, chat, views, length=window, batch=BATCH, sampling=sampling)
 
 
