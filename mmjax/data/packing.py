@@ -21,11 +21,13 @@ _VERSION = 1  # of the algorithm: part of the fingerprint
 
 @dataclasses.dataclass(frozen=True)
 class Lengths:
-    """Of one source: tokens int32 [n], 0 where a sample is refused; media int32 [n]; its share of the mixture."""
+    """Of one source: tokens int32 [n], 0 where a sample is refused; media int32 [n]; its share of the mixture; and
+    content uint64 [n], a digest of each sample (content.py), which no plan depends on."""
 
     tokens: np.ndarray
     media: np.ndarray
     weight: float = 1.0
+    content: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Plan:
     source, sample: int32, which source and which of its samples. offsets: int64 [rows + 1].
     fill: the share of the rows' token slots that hold a token.
     fingerprint: of all that the plan depends on; a run can only resume where it is the same.
+    content: the same of what the samples say and show, in the order of their records; '' if that is not known.
     """
 
     source: np.ndarray
@@ -42,6 +45,7 @@ class Plan:
     offsets: np.ndarray
     fill: float
     fingerprint: str
+    content: str = ""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -86,6 +90,7 @@ def make_plan(
         offsets=offsets,
         fill=tokens / (row_length * len(chosen)),
         fingerprint=_fingerprint(lengths, row_length, media_slots, seed, pack),
+        content=_content(lengths),
     )
 
 
@@ -164,3 +169,12 @@ def _fingerprint(lengths, row_length: int, media_slots: int, seed: int, pack: bo
         digest.update(np.ascontiguousarray(one.tokens, np.int32).tobytes())
         digest.update(np.ascontiguousarray(one.media, np.int32).tobytes())
     return digest.hexdigest()
+
+
+def _content(lengths: Sequence[Lengths]) -> str:
+    if any(one.content is None for one in lengths):
+        return ""
+    digest = hashlib.sha256()
+    for one in lengths:
+        digest.update(np.ascontiguousarray(one.content, "<u8"))
+    return digest.hexdigest()[:32]

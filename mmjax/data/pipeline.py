@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from mmjax.build import section
 from mmjax.data.chat import Chat
+from mmjax.data.content import digest
 from mmjax.data.packing import Lengths, make_plan
 from mmjax.data.quarantine import LINE, BadRecord, Quarantine
 from mmjax.data.rows import Feed, Rows, empty_row
@@ -120,12 +121,13 @@ def measure(feed: Feed, spec: DataSpec, bad: Quarantine, weight: float) -> Lengt
     total = len(feed.source)
     workers = spec.workers if total >= PROCESSES_FROM else 0
     tokens, media = (np.zeros(total, np.int32) for _ in range(2))
+    content = np.zeros(total, np.uint64)
     done = cut = 0
     unread: collections.Counter[str] = collections.Counter()
     with tqdm(total=total, desc=f"measuring {feed.name}", unit=" samples", delay=2, mininterval=1) as bar:
-        for lengths, counts, cuts, keys, errors in _stream(_Chunks(feed, spec), spec.threads, workers):
+        for lengths, counts, cuts, digests, keys, errors in _stream(_Chunks(feed, spec), spec.threads, workers):
             here = slice(done, done + len(lengths))
-            tokens[here], media[here] = lengths, counts
+            tokens[here], media[here], content[here] = lengths, counts, digests
             cut += int(cuts.sum())
             unread.update(keys)
             for error in errors:
@@ -140,12 +142,13 @@ def measure(feed: Feed, spec: DataSpec, bad: Quarantine, weight: float) -> Lengt
     if unread:
         named = ", ".join(f"{key} (of {n:,})" for key, n in unread.most_common(20))
         logging.warning("Source %r: keys of records that are not read: %s.", feed.name, named)
-    return Lengths(tokens, media, weight)
+    return Lengths(tokens, media, weight, content)
 
 
 class _Chunks:
     """A source in chunks of CHUNK samples, measured: per sample its tokens (0 if it is refused), its pictures and
-    whether it was cut; how many have which key that is not read; and the errors of those refused."""
+    whether it was cut, and a digest of its content; how many have which key that is not read; and the errors of
+    those refused."""
 
     def __init__(self, feed: Feed, spec: DataSpec):
         self.feed, self.spec = feed, spec
@@ -156,6 +159,7 @@ class _Chunks:
     def __getitem__(self, chunk: int) -> tuple[Any, ...]:
         indices = range(chunk * CHUNK, min((chunk + 1) * CHUNK, len(self.feed.source)))
         found, errors = np.zeros((3, len(indices)), np.int32), []
+        digests = np.zeros(len(indices), np.uint64)
         unread: collections.Counter[str] = collections.Counter()
         for k, index in enumerate(indices):
             try:
@@ -164,8 +168,9 @@ class _Chunks:
                 errors.append((error.id, error.reason, error.line[:LINE]))
             else:
                 found[:, k] = len(encoded), encoded.media_count, encoded.cut > 0
+                digests[k] = digest(sample, encoded)
                 unread.update(sample.unread)
-        return (*found, unread, errors)
+        return (*found, digests, unread, errors)
 
 
 def _stream(source: Any, threads: int, workers: int, start: int = 0) -> Iterator[Any]:
@@ -196,8 +201,13 @@ class Dataset:
 
     @property
     def fingerprint(self) -> str:
-        """The same for the same order of the same samples: what a run checks when it resumes."""
-        return self.plan.fingerprint
+        """The same for the same order of the same samples; their content stands behind a hyphen."""
+        return f"{self.plan.fingerprint}-{self.plan.content}"
+
+    def continues(self, fingerprint: str) -> bool:
+        """Whether a run that has kept this fingerprint goes on with the same data. One without a hyphen, as mmjax
+        wrote it before it knew contents, tells their order and lengths alone."""
+        return fingerprint == (self.fingerprint if "-" in fingerprint else self.plan.fingerprint)
 
     @property
     def chat(self) -> Chat:

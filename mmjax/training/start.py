@@ -41,10 +41,10 @@ def resume(setup: Setup, checkpoints: Checkpoints, data: Dataset) -> tuple[Train
             "rest": {"step": abstract.step, "skipped": abstract.skipped, "rng": abstract.rng},
         }
     )
-    if restored.data["fingerprint"] != data.fingerprint:
+    if not data.continues(restored.data["fingerprint"]):
         raise UserError(
-            "The data is not what this stage was trained on so far (other records, lengths, weights or seed): "
-            "restore it, or begin in another --workdir."
+            "The data is not what this stage was trained on so far (other records, answers, pictures, weights or "
+            "seed): restore it, or begin in another --workdir."
         )
     params, rest = restored.state["params"], restored.state["rest"]
     state = TrainState(

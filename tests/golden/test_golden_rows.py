@@ -37,7 +37,7 @@ def converted(request, data, tmp_path_factory):
 @pytest.mark.parametrize("fusion", VARIANTS)
 def test_rows(fusion, stage, data, golden, tmp_path):
     found, batches = rows(quickstart(data, fusion), stage, tmp_path)
-    golden(f"rows/{fusion}-{stage}", hashes(batches) | dict(fingerprint=found.fingerprint))
+    golden(f"rows/{fusion}-{stage}", hashes(batches) | dict(fingerprint=found.plan.fingerprint))
 
 
 @pytest.mark.parametrize("name", ["splice", "cross-attention"])
@@ -48,7 +48,7 @@ def test_prompts(name, trained, golden):
 def test_rows_of_families(converted, golden, tmp_path):
     family, workdir = converted
     found, batches = rows(read_raw(workdir), "sft", tmp_path)
-    golden(f"rows/{family}", hashes(batches) | dict(fingerprint=found.fingerprint))
+    golden(f"rows/{family}", hashes(batches) | dict(fingerprint=found.plan.fingerprint))
 
 
 def test_prompts_of_families(converted, golden):

@@ -12,6 +12,7 @@ from small import read_params
 from tiny_run import config, metrics, mmjax, write_config, write_data
 
 from mmjax import tree
+from mmjax.data.pipeline import Dataset
 from mmjax.nn.linear import merge_lora
 from mmjax.training.checkpoint import Checkpoints
 from mmjax.training.loop import Stopped, TooManySkipped
@@ -163,6 +164,27 @@ def test_changed_data_is_noticed(data, tmp_path):
     raw["pretrain"]["data"]["sources"]["main"]["path"] = str(tmp_path / "other.jsonl")
     with pytest.raises(ValueError, match="data is not what this stage was trained on"):
         train(raw, tmp_path / "run", only="pretrain")
+
+
+@pytest.mark.parametrize("kept", ["content", "lengths"])
+def test_edits_of_the_same_lengths_are_noticed_where_contents_are_kept(kept, data, tmp_path, monkeypatch):
+    raw = config(data, steps=2)
+    raw["pretrain"]["optimizer"] |= dict(schedule="constant", final=1)
+    with monkeypatch.context() as patch:
+        if kept == "lengths":  # what mmjax wrote before
+            patch.setattr(Dataset, "fingerprint", property(lambda data: data.plan.fingerprint))
+        train(raw, tmp_path / "run", only="pretrain")
+    records = [json.loads(line) for line in (data / "train.jsonl").read_text().splitlines()]
+    records[0]["conversations"][-1]["weight"] = 0.5
+    (tmp_path / "other.jsonl").write_text("\n".join(map(json.dumps, records)))
+    raw["pretrain"]["steps"] = 3
+    raw["pretrain"]["data"]["sources"]["main"] |= dict(path=str(tmp_path / "other.jsonl"), root=str(data))
+    if kept == "content":
+        with pytest.raises(ValueError, match="other records, answers, pictures"):
+            train(raw, tmp_path / "run", only="pretrain")
+    else:
+        train(raw, tmp_path / "run", only="pretrain")
+        assert [line["step"] for line in metrics(tmp_path / "run", "pretrain")] == [1, 2, 3]
 
 
 def test_sigkill_at_any_moment_then_the_same_command(data, whole, tmp_path):
