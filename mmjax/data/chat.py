@@ -21,6 +21,7 @@ from mmjax.data.jinja import JinjaTemplate
 from mmjax.data.marks import MARK, split_marks, without_marks
 from mmjax.data.patches import mrope_positions
 from mmjax.data.quarantine import BadRecord
+from mmjax.data.spelled import SpelledTokens
 from mmjax.data.templates import Template, open_template
 from mmjax.data.tokenizer import Tokenizer, check_embedded
 from mmjax.data.views import Layout, Token
@@ -51,6 +52,7 @@ class Chat:
         bidirectional_images: bool = False,
         image_token: str = MARK,
         vocab: int | None = None,
+        special_tokens: Sequence[str] = (),
     ):
         """
         Args:
@@ -64,9 +66,10 @@ class Chat:
           image_token: name of the token that stands where projected ones come, where the tokenizer names none
             itself; wanted once there is a picture.
           vocab: tokens that the model embeds; further ones can only stand where projected ones come.
+          special_tokens: names of special tokens that replies may spell.
 
         Raises:
-          UserError: no such template, or the tokenizer lacks a token that it needs.
+          UserError: no such template, or the tokenizer lacks a token that it needs; NotListed, as SpelledTokens.
         """
         self.tokenizer, self.span, self.splice = tokenizer, span, splice
         self.bidirectional_images = bidirectional_images
@@ -76,13 +79,15 @@ class Chat:
         self.template, self.jinja = (opened, None) if isinstance(opened, Template) else (Template(""), None)
         if isinstance(opened, str):
             special = tokenizer.special_tokens()
-            self.jinja = JinjaTemplate(opened, tokenizer.names, special, self._image_token, tokenizer.eos)
+            names = tokenizer.names, special, self._image_token
+            self.jinja = JinjaTemplate(opened, *names, tokenizer.eos, frozenset(special_tokens))
         self._names = {"{bos}": tokenizer.bos, "{eos}": tokenizer.eos}
         self._names |= {name: tokenizer.special(name) for name in self.template.specials}
         self._split = re.compile("(" + "|".join(map(re.escape, self._names)) + ")")
         self._parts: dict[tuple[str, float | None], list[Piece]] = {}  # the template's strings, cut up once
         if "{eos}" in self.template.reply_close and tokenizer.eos is None:
             raise UserError(f"template: {template!r} ends replies with {{eos}}, which the tokenizer lacks.")
+        self.spelled = SpelledTokens(special_tokens, tokenizer, self.stop_ids, {self._image_token, MARK})
 
     @functools.cached_property
     def _image_id(self) -> int:
@@ -178,7 +183,7 @@ class Chat:
             text = turn.text.strip() if t.strip else turn.text.rstrip() if turn.role == "assistant" else turn.text
             if turn.role == "assistant":
                 pieces += self._marked(t.assistant_open) + self._marked(t.reply_open, turn.weight)
-                pieces += _typed(text, turn.weight) + self._marked(t.reply_close, turn.weight)
+                pieces += self._replied(_typed(text, turn.weight)) + self._marked(t.reply_close, turn.weight)
                 pieces += self._marked(t.after_reply)
             elif t.prompt_text:
                 opening, closing = (
@@ -193,6 +198,11 @@ class Chat:
             else:
                 pieces += [piece for piece in _typed(text) if piece.content is _PICTURE]
         return pieces
+
+    def _replied(self, typed: list[Piece]) -> list[Piece]:
+        """A reply, with the special tokens that it may spell."""
+        parts = ((p, self.spelled.split(p.content) if p.content is not _PICTURE else [_PICTURE]) for p in typed)
+        return [Piece(part, piece.weight) for piece, contents in parts for part in contents]
 
     def _pieces_of(self, stretches: Iterable[tuple[str | int | None, float | None]]) -> list[Piece]:
         """What a template in Jinja writes, behind a bos where the tokenizer alone puts one."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from mmjax.data.marks import MARK, count_marks, escape_marks, split_marks
@@ -43,6 +43,7 @@ class JinjaTemplate:
         specials: Mapping[str, tuple[int, bool, bool]],
         image_token: str,
         eos: int | None,
+        spelled: Collection[str] = (),
     ):
         """
         Args:
@@ -50,6 +51,7 @@ class JinjaTemplate:
           specials: special tokens: text -> (id, whether it takes the space before it, and behind it).
           image_token: the special token that the template writes for a picture.
           eos: the token that ends replies where the template has none for that, None if there is no such token.
+          spelled: special tokens that a reply may spell.
 
         Raises:
           TemplateError: it is no template, or writes no conversation down.
@@ -57,6 +59,7 @@ class JinjaTemplate:
         self.source, self.names = source, dict(names)
         self.specials = {name: token for name, token in specials.items() if len(name) > 1}  # one cannot be broken
         self.image_token, self.eos = image_token, eos
+        self._allowed = frozenset(spelled)
         self._template = Template(source)
         longest = sorted(self.specials, key=len, reverse=True)
         self._spelled = re.compile("|".join(map(re.escape, longest)) or r"(?!)")
@@ -97,14 +100,24 @@ class JinjaTemplate:
         text = self._render([self._message(turn) for turn in turns], generate)
         if any(self._first.search(turn.text) for turn in turns):
             # A template that cuts texts up could join what the marks keep apart.
-            harmless = [dataclasses.replace(turn, text=self._poisoned(turn.text)) for turn in turns]
+            harmless = [dataclasses.replace(turn, text=self._poisoned(turn)) for turn in turns]
             again = self._render([self._message(turn) for turn in harmless], generate)
             if self._spelled.findall(text) != self._spelled.findall(again):
                 raise TemplateError("the chat template makes a special token of what a turn says")
         return text
 
-    def _poisoned(self, text: str) -> str:
-        return MARK.join(escape_marks(self._first.sub("?", part)) for part in split_marks(text))
+    def _poisoned(self, turn: Turn) -> str:
+        allowed = self._allowed if turn.role == "assistant" else ()
+
+        def harmless(text: str) -> str:
+            begin, parts = 0, []
+            for match in self._spelled.finditer(text) if allowed else ():
+                if match[0] in allowed:
+                    parts += [self._first.sub("?", text[begin : match.start()]), match[0]]
+                    begin = match.end()
+            return "".join(parts) + self._first.sub("?", text[begin:])
+
+        return MARK.join(escape_marks(harmless(part)) for part in split_marks(turn.text))
 
     def _render(self, messages: list[dict[str, Any]], generate: bool) -> str:
         given = dict(messages=messages, tools=None, documents=None, add_generation_prompt=generate)
@@ -113,7 +126,7 @@ class JinjaTemplate:
     def _message(self, turn: Turn, lists: Sequence[str] | None = None) -> dict[str, Any]:
         """What the template gets of a turn. White space behind a reply is left out, as generation does it."""
         reply = turn.role == "assistant"
-        parts = [self._marked(part) for part in split_marks(turn.text.rstrip() if reply else turn.text)]
+        parts = [self._marked(part, reply) for part in split_marks(turn.text.rstrip() if reply else turn.text)]
         if turn.role not in (self._lists if lists is None else lists):
             return dict(role=turn.role, content=_PICTURE.join(parts) + _END * reply)
         content: list[dict[str, str]] = []
@@ -131,9 +144,13 @@ class JinjaTemplate:
             last["text"] += _END
         return dict(role=turn.role, content=content)
 
-    def _marked(self, text: str) -> str:
-        """A text in which no special token is spelled."""
-        return self._spelled.sub(lambda m: m[0][0] + _BREAK + m[0][1:], _MARKS.sub("\ufffd", text))
+    def _marked(self, text: str, reply: bool) -> str:
+        """A text in which no special token is spelled but what a reply may spell."""
+
+        def broken(match: re.Match[str]) -> str:
+            return match[0] if reply and match[0] in self._allowed else match[0][0] + _BREAK + match[0][1:]
+
+        return self._spelled.sub(broken, _MARKS.sub("\ufffd", text))
 
     def _find_lists(self) -> Sequence[str]:
         """The form of contents that the template understands, lists preferred: they show it pictures."""

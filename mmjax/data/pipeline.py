@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -26,6 +26,7 @@ from mmjax.data.quarantine import LINE, BadRecord, Quarantine
 from mmjax.data.rows import Feed, Rows, empty_row
 from mmjax.data.sources import open_source
 from mmjax.data.spec import DataSpec
+from mmjax.data.spelled import NotListed
 from mmjax.data.tokenizer import Tokenizer
 from mmjax.errors import UserError
 from mmjax.types import Batch
@@ -96,7 +97,9 @@ def open_feeds(
             raise type(error)(f"{where}.sources.{name}.{error}") from error
         template = part.template or spec.template
         try:
-            chat = make_chat(spec, tokenizer, span, splice, template, vocab)
+            chat = make_chat(spec, tokenizer, span, splice, template, vocab, part.special_tokens)
+        except NotListed as error:
+            raise UserError(f"{where}.sources.{name}.special_tokens: {error}") from error
         except UserError as error:
             raise type(error)(f"{where}.{error}") from error
         feeds.append(Feed(name, source, chat, views, part.augment, part.turns))
@@ -104,16 +107,26 @@ def open_feeds(
 
 
 def make_chat(
-    spec: DataSpec, tokenizer: Tokenizer, span: int, splice: bool, template: str, vocab: int | None = None
+    spec: DataSpec,
+    tokenizer: Tokenizer,
+    span: int,
+    splice: bool,
+    template: str,
+    vocab: int | None = None,
+    special_tokens: Sequence[str] | None = None,
 ) -> Chat:
-    """How conversations of a data spec are written down.
+    """How conversations of a data spec are written down; special_tokens: what replies may spell, None for what
+    those of any of its sources may.
 
     Raises:
       UserError: as for chat.Chat; views of several tiles where the model takes one medium at a time.
     """
     if spec.media.make_views().sized and not splice:
         raise UserError(f"media.views: {spec.media.views['type']} wants a model with fusion='splice'.")
-    return Chat(template, tokenizer, span, splice, spec.bidirectional_images, spec.media.token, vocab)
+    if special_tokens is None:
+        special_tokens = list(dict.fromkeys(name for one in spec.sources.values() for name in one.special_tokens))
+    settings = spec.bidirectional_images, spec.media.token, vocab, special_tokens
+    return Chat(template, tokenizer, span, splice, *settings)
 
 
 def measure(feed: Feed, spec: DataSpec, bad: Quarantine, weight: float) -> Lengths:
@@ -124,12 +137,16 @@ def measure(feed: Feed, spec: DataSpec, bad: Quarantine, weight: float) -> Lengt
     content = np.zeros(total, np.uint64)
     done = cut = 0
     unread: collections.Counter[str] = collections.Counter()
+    letters: collections.Counter[str] = collections.Counter()
     with tqdm(total=total, desc=f"measuring {feed.name}", unit=" samples", delay=2, mininterval=1) as bar:
-        for lengths, counts, cuts, digests, keys, errors in _stream(_Chunks(feed, spec), spec.threads, workers):
+        for lengths, counts, cuts, digests, keys, spelled, errors in _stream(
+            _Chunks(feed, spec), spec.threads, workers
+        ):
             here = slice(done, done + len(lengths))
             tokens[here], media[here], content[here] = lengths, counts, digests
             cut += int(cuts.sum())
             unread.update(keys)
+            letters.update(spelled)
             for error in errors:
                 bad.add(feed.name, BadRecord(*error), measured=True)
             done += len(lengths)
@@ -142,13 +159,15 @@ def measure(feed: Feed, spec: DataSpec, bad: Quarantine, weight: float) -> Lengt
     if unread:
         named = ", ".join(f"{key} (of {n:,})" for key, n in unread.most_common(20))
         logging.warning("Source %r: keys of records that are not read: %s.", feed.name, named)
+    if letters:
+        logging.warning("%s", feed.chat.spelled.advice(feed.name, letters))
     return Lengths(tokens, media, weight, content)
 
 
 class _Chunks:
     """A source in chunks of CHUNK samples, measured: per sample its tokens (0 if it is refused), its pictures and
-    whether it was cut, and a digest of its content; how many have which key that is not read; and the errors of
-    those refused."""
+    whether it was cut, and a digest of its content; how many have which key that is not read; how often
+    replies spell which special token in letters; and the errors of those refused."""
 
     def __init__(self, feed: Feed, spec: DataSpec):
         self.feed, self.spec = feed, spec
@@ -161,6 +180,7 @@ class _Chunks:
         found, errors = np.zeros((3, len(indices)), np.int32), []
         digests = np.zeros(len(indices), np.uint64)
         unread: collections.Counter[str] = collections.Counter()
+        letters: collections.Counter[str] = collections.Counter()
         for k, index in enumerate(indices):
             try:
                 sample, encoded = self.feed.encode(index, self.spec)
@@ -170,7 +190,8 @@ class _Chunks:
                 found[:, k] = len(encoded), encoded.media_count, encoded.cut > 0
                 digests[k] = digest(sample, encoded)
                 unread.update(sample.unread)
-        return (*found, digests, unread, errors)
+                letters.update(self.feed.chat.spelled.letters(sample.turns))
+        return (*found, digests, unread, letters, errors)
 
 
 def _stream(source: Any, threads: int, workers: int, start: int = 0) -> Iterator[Any]:

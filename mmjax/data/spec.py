@@ -19,7 +19,8 @@ class SourceSpec:
     """path, root: as for sources.open_source. weight: its share of the mixture, in proportion to the others.
     template: of this source, '' for that of the data. augment: 'dihedral' turns and mirrors its pictures.
     turns: 'together' for a conversation as it stands, 'apart' for each question as an example of its own, so that
-    no answer can be read off those before it (rows.py)."""
+    no answer can be read off those before it (rows.py). special_tokens: names of special tokens that its replies
+    may spell, such as '<|box_start|>'; what else spells one is letters."""
 
     path: str
     root: str
@@ -27,6 +28,7 @@ class SourceSpec:
     template: str = ""
     augment: Literal["", "dihedral"] = ""
     turns: Literal["together", "apart"] = "together"
+    special_tokens: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.template:
