@@ -22,6 +22,7 @@ from mmjax.hub.beside import copy_files, over, write_beside, write_images
 from mmjax.hub.card import model_card
 from mmjax.hub.chat_template import Prompts
 from mmjax.hub.family import FAMILIES, Family, config_of, family, find_family
+from mmjax.hub.fit import fit
 from mmjax.hub.folder import HubFolder, read_json
 from mmjax.hub.gguf_model import GGUFModel
 from mmjax.hub.load import WEIGHTS, specs_of
@@ -74,6 +75,7 @@ def import_folder(source: Path, target: Path) -> None:
         folder.keep(beside)
         raw = workdir_config(folder, section, beside, target.absolute())
         shapes = parameter_shapes(read_config(raw))
+        chosen = fit(raw, shapes)
         part = f"{folder.family.part}/" if folder.family.part else ""
         plan = moves(rows_under(part, "", folder.family.rows(folder.spec)), shapes)
         check(plan, shapes, folder.tensors.specs, folder.family.ignored + folder.family.aside, str(source))
@@ -92,7 +94,8 @@ def import_folder(source: Path, target: Path) -> None:
     if buffers := [name for name in folder.tensors.specs if name not in used and name not in left]:
         logging.info("%s: left out, buffers that are computed here: %s.", source, listed(buffers))
     (target / "config.py").write_text(CONFIG)
-    save_config(raw, target)
+    save_config(chosen.raw, target)
+    logging.info("%s: %s", target, chosen.reason())
 
 
 def export_workdir(source: Path, target: Path, model_type: str = "", trust: Sequence[str] = ()) -> None:

@@ -16,7 +16,7 @@ from mmjax.hub.aside import KEPT
 from mmjax.hub.folder import HubFolder
 from mmjax.hub.packaged import packaged_encoder
 from mmjax.hub.places import require_own_files
-from mmjax.hub.table import Move, Row, check, made_shapes, moves, to_ours
+from mmjax.hub.table import Move, Row, check, made_shapes, moves, ours_dtypes, to_ours
 from mmjax.hub.tensors import CheckpointError, SafetensorsFolder, Spec, Tensors
 
 VOCABULARY = ("embedding", "head/kernel", "head/bias")  # the backbone's leaves with an axis for the vocabulary
@@ -24,7 +24,9 @@ ADDED = re.compile(r"^(backbone/)?(xattn/|additional_)")  # what no language mod
 WEIGHTS = "weights"  # where a converted workdir keeps its parameters
 
 
-def load_parts(rules: Sequence[tuple[str, str]], shapes: tree.Tree, shardings: tree.Tree) -> dict[str, Any]:
+def load_parts(
+    rules: Sequence[tuple[str, str]], shapes: tree.Tree, shardings: tree.Tree, as_saved: bool = False
+) -> dict[str, Any]:
     """The parameters that the rules name, read one tensor at a time straight onto their devices.
 
     Args:
@@ -32,6 +34,8 @@ def load_parts(rules: Sequence[tuple[str, str]], shapes: tree.Tree, shardings: t
         A source is 'hf:FOLDER', a Hugging Face checkpoint, 'mmjax:WORKDIR', what `mmjax convert` made,
         'openflamingo:FOLDER' (hub/openflamingo.py), or 'package:NAME', an installed one (hub/packaged.py).
       shapes, shardings: of the whole model's parameters.
+      as_saved: whether parameters keep the dtype of their tensors, not that of `shapes`: bfloat16 takes half the
+        memory, and gives the same numbers where the model casts what it multiplies.
 
     Returns:
       Those parts of the tree, nothing else; without gated cross-attention and additional tokens where a family of
@@ -55,6 +59,8 @@ def load_parts(rules: Sequence[tuple[str, str]], shapes: tree.Tree, shardings: t
         if source.startswith("hf:"):
             named = {path for move in plan for path in move.ours}
             wanted = {path: leaf for path, leaf in wanted.items() if path in named or not ADDED.search(path)}
+        if as_saved:
+            wanted = _with_dtypes(wanted, plan, tensors)
         fitted = {path: _as_saved(path, leaf, plan, tensors) for path, leaf in wanted.items()}
         check(plan, tree.unflatten(fitted), tensors.specs, ignored, f"load: {source}")
         by_path: dict[str, list[Move]] = {path: [] for path in wanted}
@@ -117,6 +123,13 @@ def _as_saved(path: str, leaf: Any, plan: Sequence[Move], tensors: Tensors) -> A
                 shape = (*leaf.shape[:axis], size, *leaf.shape[axis + 1 :])
                 return jax.ShapeDtypeStruct(shape, leaf.dtype)
     return leaf
+
+
+def _with_dtypes(wanted: dict[str, Any], plan: Sequence[Move], tensors: Tensors) -> dict[str, Any]:
+    """The leaves with the dtypes of the tensors that they are made of."""
+    whole = [move for move in plan if all(name in tensors.specs for name in move.theirs)]  # `check` names others
+    dtypes = ours_dtypes(whole, tensors.specs)
+    return {path: jax.ShapeDtypeStruct(leaf.shape, dtypes.get(path, leaf.dtype)) for path, leaf in wanted.items()}
 
 
 def _place(path: str, plan: Sequence[Move], tensors: Tensors, saved: Any, leaf: Any, sharding: Any) -> jax.Array:

@@ -49,8 +49,12 @@ def model_section(folder: Checkpoint) -> dict[str, Any]:
 
 
 def workdir_config(folder: Checkpoint, section: Mapping[str, Any], beside: Path, target: Path) -> dict[str, Any]:
-    """A config that talks with the model as it is, and trains all of it on `sft.data.sources.main.path`.
-    beside: holds the files that came with the weights; `target`, an absolute path, will have them in KEPT."""
+    """A config that talks with the model as it is, and trains all of it on `sft.data.sources.main.path`, whatever
+    its size (see hub/fit.py).
+
+    Args:
+      beside: holds the files that came with the weights; `target`, an absolute path, will have them in KEPT.
+    """
     tokenizer = _tokenizer(folder, beside, target)
     # A picture in tiles takes a few thousand tokens.
     length = 4096 if folder.family.views else min(tokenizer["model_max_length"] or 2048, 2048)

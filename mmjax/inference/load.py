@@ -49,7 +49,9 @@ def load(workdir: str | Path, stage: str | None = None, trust: Sequence[str] = (
         for _, source in config.load:
             require_inside(source.partition(":")[2], workdir, "load")
         shapes = jax.eval_shape(model.init, jax.random.key(0))
-        params = load_parts(config.load, shapes, shard_tree(shapes, one_device()))
+        # Where frozen parameters need not be float32, these stay as they came: all are frozen here.
+        as_saved = config.precision.frozen_dtype != "float32"
+        params = load_parts(config.load, shapes, shard_tree(shapes, one_device()), as_saved)
     data = chosen.data
     views, span = data.media.make_views().unlimited(model.text_span)
     chat = make_chat(data, tokenizer, span, model.splices, data.template, model.backbone.vocab)

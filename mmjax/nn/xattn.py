@@ -30,7 +30,8 @@ class GatedCrossBlock(BlockShape):
             return Norm(self.norm, self.norm_eps, self.param_dtype, name=name)(x)
 
         def gate(name):
-            return jnp.tanh(self.param(name, nn.initializers.zeros, shape, self.param_dtype)).astype(x.dtype)
+            scale = self.param(name, nn.initializers.zeros, shape, self.param_dtype)
+            return jnp.tanh(scale.astype(jnp.float32)).astype(x.dtype)  # whatever dtype it is kept in
 
         if self.gate not in ("scalar", "vector"):
             raise UserError(f"gate: {self.gate!r} is neither 'scalar' nor 'vector'.")

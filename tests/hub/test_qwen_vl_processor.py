@@ -20,7 +20,7 @@ from mmjax.data.pipeline import make_dataset
 from mmjax.data.tokenizer import HFTokenizer
 from mmjax.inference.chat import Sampling
 from mmjax.types import Sample, Turn
-from mmjax.workdir import load_config
+from mmjax.workdir import read_raw
 
 SPECIALS = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 IMAGE, PATCH, PATCHES = SPECIALS.index("<|image_pad|>"), 4, 64
@@ -96,7 +96,7 @@ def theirs_of(said, pictures):
 
 def test_a_packed_row_from_files_has_the_logits_of_transformers(folder, tmp_path):
     model, params = imported(folder / "hf", tmp_path / "run")
-    media = load_config(tmp_path / "run").stage("sft").data.media
+    media = read_raw(tmp_path / "run")["sft"]["data"]["media"]
     assert media["token"] == "<|image_pad|>" and media["size"] == PATCH
     assert media["views"] == dict(type="data.patches.Native", patches=5120, merge=2, **LIMITS)
     spec = dict(
@@ -105,7 +105,7 @@ def test_a_packed_row_from_files_has_the_logits_of_transformers(folder, tmp_path
         too_long="refuse",
         template="chatml",
         bidirectional_images=False,
-        media=dict(media) | dict(slots=4, views=dict(media["views"]) | dict(patches=PATCHES)),
+        media=media | dict(slots=4, views=media["views"] | dict(patches=PATCHES)),
         sources=dict(main=dict(path=str(folder / "data.jsonl"), root=str(folder), weight=1.0)),
         max_refused=0.0,
         workers=0,

@@ -19,7 +19,7 @@ from mmjax.hub.tensors import CheckpointError
 from mmjax.inference.chat import Assistant, Sampling
 from mmjax.sharding import make_mesh, shard_tree
 from mmjax.types import Sample, Turn
-from mmjax.workdir import keep_tokenizer, load_config
+from mmjax.workdir import keep_tokenizer, load_config, read_raw
 
 WIDE, TALL, SMALL = (tiled.picture(size, seed) for seed, size in enumerate([(150, 60), (70, 100), (40, 50)]))
 CONVERSATIONS = [
@@ -90,9 +90,9 @@ def converted(theirs, processor, folder):
 def test_logits_answers_and_weights_of(name, tmp_path):
     theirs, processor = MODELS[name]()
     theirs = randomise(theirs)
-    config, tokenizer, model, params = converted(theirs, processor, tmp_path)
+    _, tokenizer, model, params = converted(theirs, processor, tmp_path)
     path = tiled.write_records(tmp_path, CONVERSATIONS)
-    spec = config.stages[0].data | dict(
+    spec = read_raw(tmp_path / "run")["sft"]["data"] | dict(
         length=400, workers=0, threads=1, sources=dict(main=dict(path=path, root="", weight=1.0))
     )
     span = model.tokens_per_medium()["image"]
