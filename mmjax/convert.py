@@ -258,7 +258,7 @@ def _family(source: Path, model_type: str) -> Family:
     if model_type or not came.exists():
         if model_type not in FAMILIES:
             raise CheckpointError(
-                f"{source}: --family={model_type!r}: say which of {', '.join(FAMILIES)} to write."
+                f"{source}: --family={model_type!r}: say which to write, of {shown(list(FAMILIES))}."
             )
         return family(model_type)
     return find_family(read_json(came), str(came))

@@ -19,9 +19,11 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from mmjax.hub.folder import read_json
 from mmjax.hub.sentencepiece_model import generate_merges, read_sentencepiece
-from mmjax.hub.tensors import CheckpointError
+from mmjax.hub.tensors import CheckpointError, shown
 
 Json = Mapping[str, Any]
+FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "tokenizer_config.json")
+FILES += ("special_tokens_map.json", "added_tokens.json")
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 
 # config.json's model_type -> the class registered for it; '' for one that takes tokenizer.json as it stands.
@@ -71,13 +73,17 @@ class AutoTokenizer:
             self.names = self._names()
             self.backend.add_tokens(self._more_tokens(added))
             self._post_process()
+            self.as_given = self._json is not None and json.loads(
+                tokenizers.Tokenizer.from_file(str(given)).to_str()
+            ) == json.loads(self.backend.to_str())
         except CheckpointError:
             raise
         except Exception as error:  # tokenizers raises nothing narrower
-            raise CheckpointError(f"{folder}: its files are no tokenizer: {error}") from error
-        self.as_given = self._json is not None and json.loads(
-            tokenizers.Tokenizer.from_file(str(given)).to_str()
-        ) == json.loads(self.backend.to_str())
+            files = shown([name for name in FILES if (folder / name).exists()])
+            raise CheckpointError(
+                f"{folder}: {files} are no tokenizer: {error}. Download them again, or write them anew with "
+                "save_pretrained of transformers' AutoTokenizer."
+            ) from error
 
     def _backend(self) -> tuple[tokenizers.Tokenizer, list[AddedToken]]:
         """The tokenizer before tokens are added to it, and tokens that the file adds."""
@@ -118,6 +124,12 @@ class AutoTokenizer:
             defaults = dict(bos_token="<s>", eos_token="</s>", unk_token="<unk>")
         given = {f"{r}_token": self.settings[f"{r}_token"] for r in ROLES if f"{r}_token" in self.settings}
         names = {role: content(token) for role, token in {**defaults, **given}.items()}
+        for role, name in names.items():
+            if name is not None and not isinstance(name, str):
+                raise CheckpointError(
+                    f"{self.folder}: tokenizer_config.json or special_tokens_map.json has {role} {name!r}: give "
+                    "the name of a token."
+                )
         return {role: name for role, name in names.items() if name}
 
     def _more_tokens(self, added: list[AddedToken]) -> list[AddedToken]:

@@ -14,7 +14,7 @@ from mmjax.build import resolve
 from mmjax.errors import UserError
 from mmjax.hub.image_processor import ImageProcessor
 from mmjax.hub.table import Row
-from mmjax.hub.tensors import CheckpointError
+from mmjax.hub.tensors import CheckpointError, shown
 from mmjax.typed import check_types, hints_of
 
 Json = Mapping[str, Any]
@@ -123,7 +123,7 @@ def find_family(config: Json, where: str) -> Family:
     name = config.get("model_type")
     if not isinstance(name, str) or name not in FAMILIES:
         raise CheckpointError(
-            f"{where}: model_type {reprlib.repr(name)} is no family known here; known: {', '.join(FAMILIES)}."
+            f"{where}: model_type {reprlib.repr(name)} is no family known here; known: {shown(list(FAMILIES))}."
         )
     return family(name)
 
@@ -136,7 +136,9 @@ def section_of(found: Family, config: Json, where: str) -> dict[str, Any]:
             given = {key: value for key, value in part.items() if key not in ("type", "variant")}
             check_types(given, hints_of(resolve(part["type"])), where)
         return section
-    except CheckpointError:
+    except CheckpointError as error:
+        if str(error).startswith("config.json"):  # `spec` is not told where that lies
+            raise CheckpointError(where + str(error).removeprefix("config.json")) from error
         raise
     except UserError as error:
         raise CheckpointError(str(error)) from error
@@ -199,7 +201,7 @@ def config_of(spec: Json, found: Family | None = None) -> dict[str, Any]:
     if found.part == "backbone":
         ours, read = (_effective(complete(one)) for one in (spec, found.spec(made)))
         if unsaid := [f"{key}={ours[key]!r}" for key in read if key in ours and ours[key] != read[key]]:
-            raise CheckpointError(f"{found.model_type}: config.json has no key for {', '.join(unsaid)}.")
+            raise CheckpointError(f"{found.model_type}: config.json has no key for {shown(unsaid)}.")
     return made
 
 

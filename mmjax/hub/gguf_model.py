@@ -15,7 +15,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, pro
 from mmjax.hub.family import Family, find_family, renamed, section_of
 from mmjax.hub.folder import Renamed
 from mmjax.hub.gguf import GGUFFile
-from mmjax.hub.tensors import CheckpointError, Spec
+from mmjax.hub.tensors import CheckpointError, Spec, shown
 from mmjax.typed import fits, suggest
 
 
@@ -136,7 +136,7 @@ def config_of(file: GGUFFile) -> dict[str, Any]:
     prefix = f"{architecture}."
     given = {k.removeprefix(prefix): v for k, v in file.metadata.items() if k.startswith(prefix)}
     if missing := [key for key in _WANTED if key not in given]:
-        raise CheckpointError(f"{file.path}: lacks {', '.join(prefix + key for key in missing)}.")
+        raise CheckpointError(f"{file.path}: lacks {shown([prefix + key for key in missing])}.")
     for key in _KEYS:
         if key in given and (isinstance(given[key], bool) or not isinstance(given[key], int | float)):
             raise CheckpointError(f"{file.path}: {prefix}{key} is {given[key]!r}, not one number for all layers.")

@@ -17,7 +17,7 @@ from mmjax.hub.folder import HubFolder
 from mmjax.hub.packaged import packaged_encoder
 from mmjax.hub.places import require_own_files
 from mmjax.hub.table import Move, Row, check, made_shapes, moves, ours_dtypes, to_ours
-from mmjax.hub.tensors import CheckpointError, SafetensorsFolder, Spec, Tensors
+from mmjax.hub.tensors import CheckpointError, SafetensorsFolder, Spec, Tensors, shown
 
 VOCABULARY = ("embedding", "head/kernel", "head/bias")  # the backbone's leaves with an axis for the vocabulary
 ADDED = re.compile(r"^(backbone/)?(xattn/|additional_)")  # what no language model has by itself
@@ -51,9 +51,7 @@ def load_parts(
         prefix = f"{part}/" if part else ""
         wanted = {path.removeprefix(prefix): leaf for path, leaf in flat.items() if path.startswith(prefix)}
         if not wanted:
-            raise CheckpointError(
-                f"load: the model has no part {part!r}; its parts are {', '.join(_parts(flat))}."
-            )
+            raise CheckpointError(f"load: the model has no part {part!r}; its parts are {shown(_parts(flat))}.")
         tensors, rows, ignored = open_source(source, part)
         plan = moves(rows, wanted)
         if source.startswith("hf:"):

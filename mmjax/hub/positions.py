@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mmjax.hub.family import Json
-from mmjax.hub.tensors import CheckpointError
+from mmjax.hub.tensors import CheckpointError, shown
 
 _LAYERS = {"local": "sliding_attention", "global": "full_attention"}
 
@@ -78,7 +78,9 @@ def layers_of(types: Sequence[str], window: int | None) -> dict[str, Any]:
     """
     ours = {theirs: name for name, theirs in _LAYERS.items()}
     if unknown := sorted(set(types) - set(ours)):
-        raise CheckpointError(f"config.json: layer_types has {', '.join(unknown)}; known: {', '.join(ours)}.")
+        raise CheckpointError(
+            f"config.json: layer_types has {shown([str(name) for name in unknown])}; known: {', '.join(ours)}."
+        )
     pattern = [ours[kind] for kind in types]
     if "local" not in pattern:
         return dict(sliding_window=0, attention_pattern=["global"])

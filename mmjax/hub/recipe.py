@@ -55,10 +55,11 @@ def workdir_config(folder: Checkpoint, section: Mapping[str, Any], beside: Path,
     Args:
       beside: holds the files that came with the weights; `target`, an absolute path, will have them in KEPT.
     """
-    tokenizer = _tokenizer(folder, beside, target)
+    came = folder.path if isinstance(folder, HubFolder) else beside  # messages name the user's own files
+    tokenizer = _tokenizer(folder, came, beside, target)
     # A picture in tiles takes a few thousand tokens.
     length = 4096 if folder.family.views else min(tokenizer["model_max_length"] or 2048, 2048)
-    template = folder.family.template or template_of(beside, processor=folder.family.part == "")
+    template = folder.family.template or template_of(came, processor=folder.family.part == "")
     data = recipes.data(
         dict(main=recipes.source("")), media_section(folder, section), template=template, length=length
     )
@@ -73,10 +74,10 @@ def workdir_config(folder: Checkpoint, section: Mapping[str, Any], beside: Path,
     )
 
 
-def _tokenizer(folder: Checkpoint, beside: Path, target: Path) -> dict[str, Any]:
+def _tokenizer(folder: Checkpoint, came: Path, beside: Path, target: Path) -> dict[str, Any]:
     """The `tokenizer` section. Processors of whole models put bos where tokenizers do, if no template does; those
     with a format of their own always."""
-    section = tokenizer_section(beside, target / KEPT)
+    section = tokenizer_section(came, target / KEPT, beside)
     if folder.family.template:
         section["bos"] = section["names"].get("bos_token")
     return section | dict(begins=folder.family.part == "", model_max_length=window(folder.config))

@@ -163,10 +163,13 @@ def _remedy(weights: Sequence[Path]) -> str:
 
 def _files_of_index(index: Path) -> list[Path]:
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
         files = [index.parent / name for name in names]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index}: is no index of shards: {error!r}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{index}: is no index of shards, which names the file of each tensor in `weight_map` ({error!r}). "
+            "Download it again."
+        ) from error
     for name, file in zip(names, files, strict=True):
         # A link is followed, as in the hub's cache; a name that leaves the folder is not.
         if Path(name).is_absolute() or ".." in Path(name).parts:

@@ -17,13 +17,14 @@ MORE_TEMPLATES = "additional_chat_templates"  # a folder of named ones
 CONVERTED = "mmjax_tokens.json"  # `transformers` looks for names that hold "tokenizer.json"
 
 
-def tokenizer_section(folder: Path, kept: Path) -> dict[str, Any]:
-    """The `tokenizer` section for a folder's tokenizer, whose files will lie in `kept`.
+def tokenizer_section(folder: Path, kept: Path, beside: Path | None = None) -> dict[str, Any]:
+    """The `tokenizer` section for a folder's tokenizer, whose files will lie in `kept`, and lie in `beside`
+    before, the folder itself if not given.
 
     Ids are those of `transformers`: a text begins with bos if its tokenizer puts it there, and a reply ends at
     every eos that generation_config.json names; what else that file says and is not honoured (generation.py) is
     named in a warning. Where `transformers` does not take tokenizer.json as it stands, the tokenizer that it makes
-    is written beside it.
+    is written there.
 
     Raises:
       CheckpointError: there is no tokenizer, or none that is whole.
@@ -31,7 +32,7 @@ def tokenizer_section(folder: Path, kept: Path) -> dict[str, Any]:
     made = AutoTokenizer(folder)
     warn_of_generation(folder)
     if not made.as_given:
-        made.backend.save(str(folder / CONVERTED))
+        made.backend.save(str((beside or folder) / CONVERTED))
     config = optional(folder / "config.json")
     names = _names(made)
     for role in ("bos", "eos", "pad", "image"):
@@ -112,11 +113,11 @@ def _text(file: Path) -> str:
 def _names(made: AutoTokenizer) -> dict[str, str]:
     """What the folder calls its tokens: 'bos_token' -> '<s>'."""
     names = dict(made.names)
-    if image := content(made.settings.get("image_token")):
+    if isinstance(image := content(made.settings.get("image_token")), str):
         names["image_token"] = image
     for key in ("extra_special_tokens", "model_specific_special_tokens"):
         if isinstance(more := made.settings.get(key), Mapping):
-            names |= {role: content(name) for role, name in more.items()}
+            names |= {role: content(name) for role, name in more.items() if isinstance(content(name), str)}
     return names
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Collection, Iterator
+from typing import Any
 
 from etils import epath
 from orbax.checkpoint import v1 as ocp
@@ -14,7 +15,7 @@ log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 # What reading a damaged step raises; KeyError is Orbax's "no handler could read this".
-UNREADABLE = (OSError, ValueError, KeyError)
+UNREADABLE = (OSError, ValueError, KeyError, RecursionError)
 
 
 def _files(path: epath.Path) -> Iterator[epath.Path]:
@@ -37,6 +38,8 @@ def find_fault(path: epath.Path, parts: Collection[str] | None) -> str:
         if not (path / name).exists():
             return _unsealed_fault(path)
         seals = json.loads((path / name).read_text())
+        if not _is_manifest(seals):
+            return f"{MANIFEST} does not give the bytes and the SHA-256 of each file"
         for name, (length, digest) in seals.items():
             part, _, below = name.partition("/")
             if below and parts is not None and part not in parts:
@@ -50,6 +53,12 @@ def find_fault(path: epath.Path, parts: Collection[str] | None) -> str:
     except UNREADABLE as error:
         return f"{name} cannot be read ({error})"
     return ""
+
+
+def _is_manifest(seals: Any) -> bool:
+    return isinstance(seals, dict) and all(
+        isinstance(one, list) and [type(part) for part in one] == [int, str] for one in seals.values()
+    )
 
 
 def _unsealed_fault(path: epath.Path) -> str:

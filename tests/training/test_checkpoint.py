@@ -206,6 +206,10 @@ DAMAGES = {
     "a file cut short": lambda step: os.truncate(array_file(step), 100),
     "a lost file": lambda step: (step / "optimizer" / "manifest.ocdbt").unlink(),
     "a manifest of 0 bytes": lambda step: (step / "manifest.json").write_bytes(b""),
+    **{
+        f"a manifest of {text:.20}": lambda step, text=text: (step / "manifest.json").write_text(text)
+        for text in ("[]", "3", "null", '{"a": 3}', '{"a": [3]}', '{"a": ["3", 3]}', '{"a": {"b": 1}}', "[" * 9999)
+    },
     "an empty folder": lambda step: (shutil.rmtree(step), step.mkdir()),
 }
 
