@@ -87,10 +87,13 @@ def check_memory(
         width, height = size_of(prompt.images[k], views, f"{prompt.id}, picture {1 + k}:")
         remedy = "Show fewer pictures at once"
         if hasattr(views, "merge"):  # its number of patches is that of its pixels
-            pixels = (max(left, 0) / (need / most**2)) ** 0.5 * model.encoders["image"].patch ** 2
+            room, size = (max(left, 0) / (need / most**2)) ** 0.5, SMALLEST
+            while (larger := bucket(size + 1, smallest=SMALLEST)) <= room:
+                size = larger  # what a batch pads its pictures to
+            pixels = size * model.encoders["image"].patch ** 2
             remedy = (
                 "Lower data.media.views.max_pixels in the workdir's config (max_pixels of the image processor, "
-                f"before a conversion) below {pixels:,.0f}"
+                f"before a conversion) to {pixels:,}"
             )
         raise UserError(
             f"{prompt.id}, picture {1 + k}: of {width} x {height} pixels takes {most:,} patches, and attention "

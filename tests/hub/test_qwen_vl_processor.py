@@ -18,6 +18,7 @@ from mmjax.data.image import ImageError, ImageOptions
 from mmjax.data.patches import Native
 from mmjax.data.pipeline import make_dataset
 from mmjax.data.tokenizer import HFTokenizer
+from mmjax.errors import UserError
 from mmjax.inference.chat import Sampling
 from mmjax.types import Sample, Turn
 from mmjax.workdir import read_raw
@@ -191,3 +192,14 @@ def test_answers_about_pictures_that_no_row_of_training_has_room_for(folder, tmp
                 break
             more = dict(input_ids=token, mm_token_type_ids=0)
             given |= {name: torch.cat([given[name], torch.full((1, 1), new)], 1) for name, new in more.items()}
+
+
+def test_a_picture_that_the_memory_cannot_take_is_named_with_its_key(folder, tmp_path):
+    import_folder(folder / "hf", tmp_path / "run")
+    assistant = mmjax.load(tmp_path / "run")
+    assistant.memory = 30_000  # bytes; 64 patches attend to one another in 2 heads, float32
+    with pytest.raises(UserError) as error:
+        assistant("What is it?", image=folder / "3.png")
+    message = str(error.value)
+    assert "of 200 x 150 pixels takes 64 patches, and attention among" in message
+    assert "Lower data.media.views.max_pixels" in message

@@ -51,9 +51,11 @@ def test_a_photo_too_large_for_a_machine_is_refused_with_the_key():
     message = str(error.value)
     assert message.startswith("q1, picture 1: of 3584 x 3584 pixels takes 65,536 patches, and attention among ")
     assert "about 274.9 GB; 64.0 GB are left" in message and "data.media.views.max_pixels" in message
-    pixels = int(message.split("below ")[1].rstrip(".").replace(",", ""))
-    assert memory.picture_bytes(QWEN, [pixels // 14**2]) <= left < memory.picture_bytes(QWEN, [pixels // 190])
-    memory.check_memory(QWEN, views, photo, prompt_of(pixels // 28**2 // 2), 128, left)
+    pixels = int(message.split("conversion) to ")[1].rstrip(".").replace(",", ""))
+    assert pixels == 24_576 * 14**2  # of more, a batch would have 32,768
+    memory.check_memory(QWEN, views, photo, prompt_of(pixels // 28**2), 128, left)
+    with pytest.raises(UserError, match="takes 32,768 patches"):
+        memory.check_memory(QWEN, views, photo, prompt_of(pixels // 28**2 + 1), 128, left)
 
 
 def test_a_text_too_long_for_a_machine_is_refused():
