@@ -116,16 +116,23 @@ def prepare(raw: Mapping[str, Any], workdir: Path) -> Run:
     config = read_config(from_portable(raw, workdir))
     find_benchmarks(config)
     begun = check_unchanged(raw, workdir)
+    left = [stage for stage in config.stages if not _looks_done(stage, workdir, begun)]  # the others read no data
     tokenizer = _open_tokenizer(config.tokenizer, workdir, bool(begun))
     model, mesh = build_model(config, tokenizer.vocab_size), make_mesh(config.mesh)
     setups = {}
     with jax.set_mesh(mesh):
         for stage in config.stages:
             setups[stage.name] = make_setup(config, stage, model, mesh)
-            for data, where in stage.data_specs:
+            for data, where in stage.data_specs if stage in left else ():
                 vocab = model.backbone.vocab
                 open_feeds(data, tokenizer, model.text_span, model.splices, config.data_dir, where, vocab)
     return Run(config, raw, workdir, model, tokenizer, mesh, setups, begun)
+
+
+def _looks_done(stage: Stage, workdir: Path, begun: Sequence[str]) -> bool:
+    """Whether a stage has its last step, or one after it has begun; nothing of it is read."""
+    with Checkpoints(workdir / stage.name / "checkpoints", keep=1) as checkpoints:
+        return checkpoints.latest() == stage.steps or stage.name in begun[:-1]
 
 
 def _open_tokenizer(spec: Mapping[str, Any], workdir: Path, begun: bool) -> Tokenizer:
