@@ -276,7 +276,7 @@ def test_sources_with_their_own_template(path, tmp_path, sentencepiece):
         (dict(sources=dict(a=dict(path="x.json", root="", weight=1, augment="spin"))), "augment: no 'spin'"),
         (dict(sources={}), "data.sources: there are none"),
         (dict(template="chatlm"), "did you mean 'chatml'"),
-        (dict(media=NO_SLOTS, splice=False), r"data\.media\.slots: is 0, and cross-attention wants 1"),
+        (dict(media=NO_SLOTS, splice=False), r"data\.media\.slots: is 0; cross-attention requires 1"),
         (dict(too_long="drop"), "too_long: no 'drop'; did you|too_long: no 'drop'; known"),
         (dict(length="64"), r"data\.length: '64' is not of type int"),
         (dict(pack=1), r"data\.pack: 1 is not of type bool"),
