@@ -67,7 +67,7 @@ class AutoTokenizer:
         given = folder / "tokenizer.json"
         self._json = read_json(given) if given.exists() else None
         self._symbols: list[AddedToken] = []  # of a sentencepiece model
-        self.kind = _class(settings, config, self._json)
+        self.kind = _class(settings, config, self._json, folder)
         try:
             self.backend, added = self._backend()
             self.names = self._names()
@@ -173,8 +173,12 @@ class AutoTokenizer:
         self.backend.post_processor = processors.TemplateProcessing(single, special_tokens=around)
 
 
-def _class(settings: Json, config: Json, given: Json | None) -> str:
-    """The class that brings parts of its own, or '' for that which takes tokenizer.json as it stands."""
+def _class(settings: Json, config: Json, given: Json | None, folder: Path) -> str:
+    """The class that brings parts of its own, or '' for that which takes tokenizer.json as it stands.
+
+    Raises:
+      CheckpointError: a class that is not known here, where no tokenizer.json says what it makes.
+    """
     model_type = config.get("model_type")
     named = str(settings.get("tokenizer_class") or config.get("tokenizer_class") or "").removesuffix("Fast")
     registered = _REGISTERED.get(model_type)
@@ -186,6 +190,11 @@ def _class(settings: Json, config: Json, given: Json | None) -> str:
     if registered is not None and registered != named:
         named = registered if not registered or model_type in _PREFERRED else named
     if named not in _NAMES and named not in _GENERIC:
+        if given is None:
+            raise CheckpointError(
+                f"{folder}: has no tokenizer.json, and what {named} of transformers makes of its other files is "
+                "not known here. Write one: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)."
+            )
         logging.warning("tokenizer_class %s is not known here; tokenizer.json is taken as it stands.", named)
     return named if named in _NAMES else ""
 
@@ -235,7 +244,13 @@ def _with_older(folder: Path, settings: Json) -> dict[str, Any]:
     """tokenizer_config.json with what older versions wrote to files of their own."""
     if "added_tokens_decoder" in settings:
         return dict(settings)
-    older = dict(settings) | dict(optional(folder / "special_tokens_map.json"))
+    older, mapped = dict(settings), dict(optional(folder / "special_tokens_map.json"))
+    if older.get("additional_special_tokens") and not older.get("extra_special_tokens"):
+        older["extra_special_tokens"] = older.pop("additional_special_tokens")
+    extra, more = older.get("extra_special_tokens"), mapped.get("extra_special_tokens")
+    if isinstance(extra, list) and isinstance(more, list):
+        mapped["extra_special_tokens"] = extra + [token for token in more if token not in extra]
+    older |= mapped
     if added := optional(folder / "added_tokens.json"):
         special = {content(older.get(f"{role}_token")) for role in ROLES}
         special |= {content(token) for token in older.get("additional_special_tokens") or ()}

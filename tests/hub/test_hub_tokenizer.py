@@ -10,6 +10,7 @@ import transformers
 
 from mmjax.build import build
 from mmjax.data.tokenizer import train_sentencepiece
+from mmjax.hub.auto_tokenizer import AutoTokenizer
 from mmjax.hub.tensors import CheckpointError
 from mmjax.hub.tokenizer import template_of, tokenizer_section
 
@@ -55,6 +56,44 @@ def test_ids_of_a_text(post, more, tmp_path):
     assert ours.eos == theirs.eos_token_id
     assert theirs.special_tokens_map == ours.names
     assert ours.vocab_size == len(theirs)
+
+
+DECODER = {"1": dict(content="</s>", special=True), "0": dict(content="<s>", special=True)}
+CONFLICTS = {
+    "a map over the settings": dict(special_tokens_map={"eos_token": "<end>", "pad_token": "one"}),
+    "settings with a decoder over a map": dict(
+        tokenizer_config={"added_tokens_decoder": DECODER}, special_tokens_map={"eos_token": "<end>"}
+    ),
+    "tokens of a map": dict(special_tokens_map={"eos_token": dict(content="<end>", lstrip=True)}),
+    "extra tokens of both": dict(
+        tokenizer_config={"extra_special_tokens": ["<a>"]},
+        special_tokens_map={"extra_special_tokens": ["<b>", "<a>"]},
+    ),
+    "older extra tokens of both": dict(
+        tokenizer_config={"additional_special_tokens": ["<a>"]},
+        special_tokens_map={"additional_special_tokens": ["<b>"]},
+    ),
+    "older extra tokens of a map": dict(special_tokens_map={"additional_special_tokens": ["<b>"]}),
+    "added tokens": dict(added_tokens={"<a>": 7}, special_tokens_map={"additional_special_tokens": ["<a>"]}),
+    "added tokens that a decoder has otherwise": dict(
+        tokenizer_config={"added_tokens_decoder": DECODER | {"7": dict(content="<b>")}}, added_tokens={"<a>": 7}
+    ),
+    "null in the settings": dict(tokenizer_config={"eos_token": None}, special_tokens_map={"pad_token": "two"}),
+}
+
+
+@pytest.mark.parametrize("name", CONFLICTS)
+def test_special_tokens_of_files_that_differ(name, tmp_path):
+    files = CONFLICTS[name]
+    folder(tmp_path, **files | dict(tokenizer_config=SETTINGS | files.get("tokenizer_config", {})))
+    made = AutoTokenizer(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    roles = ("bos", "eos", "unk", "pad")
+    found = {role: made.names.get(f"{role}_token") for role in roles}
+    assert found == {role: getattr(theirs, f"{role}_token") for role in roles}
+    for text in ("one <a> three", "<b><end> two", " <end> one"):
+        assert made.backend.encode(text).ids == theirs(text).input_ids, text
+    assert made.backend.get_vocab() == theirs.get_vocab()
 
 
 def test_every_eos_ends_a_generation(tmp_path):
@@ -182,6 +221,36 @@ def test_a_sentencepiece_model_is_what_transformers_makes_of_it(
         del saved["extra_special_tokens"]
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(saved | named | settings))
     assert_same_ids(tmp_path)
+
+
+@pytest.mark.parametrize("named", ["CodeLlamaTokenizer", "CohereTokenizer", "CohereTokenizerFast"])
+def test_a_class_that_is_not_known_is_refused_without_tokenizer_json(named, tmp_path):
+    """... and with the one that the message asks for, ids are those of `transformers`."""
+    sentencepiece_folder(tmp_path, LLAMA, "llama", tokenizer_class=named)
+    with pytest.raises(
+        CheckpointError, match=rf"no tokenizer.json, and what {named[:9]}.*save_pretrained\(FOLDER\)"
+    ):
+        tokenizer_section(tmp_path, tmp_path)
+    transformers.AutoTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.model").unlink(missing_ok=True)
+    assert_same_ids(tmp_path)
+
+
+@pytest.mark.parametrize("named", ["PreTrainedTokenizerFast", "Qwen2Tokenizer", "LlamaTokenizer", None])
+def test_a_tokenizer_without_special_tokens(named, tmp_path):
+    pieces = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    words = {piece: i for i, piece in enumerate([*pieces, "th", "the"])}
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(words, [("t", "h"), ("th", "e")]))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    made.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": named} if named else {}))
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    ours = build(tokenizer_section(tmp_path, tmp_path), "tokenizer")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in TEXTS:
+        assert ours.encode(text)[0] == theirs(text).input_ids, text
+    assert (ours.bos, ours.eos, ours.vocab_size) == (None, theirs.eos_token_id, len(theirs))
 
 
 def test_older_files_add_tokens(tmp_path):
