@@ -1,4 +1,4 @@
-"""The command line: `mmjax train | evaluate | compare | generate | chat | prepare | convert`."""
+"""The command line: `mmjax train | data | evaluate | compare | generate | chat | prepare | convert`."""
 
 from __future__ import annotations
 
@@ -68,6 +68,21 @@ def train() -> None:
             train(_raw_config(), FLAGS.workdir, only=FLAGS.stage, profile=FLAGS.profile)
         except Stopped as stopped:
             print(f"{stopped} The same command goes on from there.", file=sys.stderr)
+
+    _start(run)
+
+
+def data() -> None:
+    """Shows rows of a config's stages as a model is fed them: text, targets in ⟦ ⟧, places of pictures."""
+    _config_flag()
+    flags.DEFINE_string("stage", None, "Show this stage alone")
+    flags.DEFINE_integer("show", 3, "How many rows of each stage", lower_bound=1)
+    flags.DEFINE_string("into", None, "Folder for the rows' pictures, which are not shown otherwise")
+
+    def run() -> None:
+        from mmjax.training.announce import show_rows
+
+        show_rows(_raw_config(), FLAGS.show, FLAGS.stage, FLAGS.into)
 
     _start(run)
 
@@ -207,6 +222,7 @@ def convert() -> None:
 
 COMMANDS: dict[str, Callable[[], None]] = {
     "prepare": prepare,
+    "data": data,
     "train": train,
     "evaluate": evaluate,
     "compare": compare,

@@ -6,7 +6,8 @@ import pytest
 from tiny_run import config, metrics, write_data
 
 from mmjax.errors import UserError
-from mmjax.training.stages import prepare, train
+from mmjax.training.run import prepare
+from mmjax.training.stages import train
 
 IMAGE = "model.encoders.image"
 CONTRAST = dict(type="objectives.contrastive.image_text", temperature=0.1, weight=1.0)

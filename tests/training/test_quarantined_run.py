@@ -6,7 +6,7 @@ import pytest
 from tiny_run import config, write_data
 
 from mmjax.data.quarantine import TooManyBadRecords
-from mmjax.training.stages import prepare
+from mmjax.training.run import prepare
 
 SPLITS = [("pretrain", "train"), ("pretrain", "valid"), ("sft", "train"), ("sft", "valid")]
 
