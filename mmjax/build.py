@@ -19,12 +19,17 @@ from typing import Any
 from mmjax.errors import UserError
 from mmjax.typed import check_keys, check_types, hints_of, plain, suggest
 
+Rooms = str | tuple[str, ...]
 
-def resolve(name: str, where: str = "type") -> Any:
+
+def resolve(name: str, where: str = "type", room: Rooms = "") -> Any:
     """The class or function a dotted name stands for, looked up inside mmjax first.
 
+    Args:
+      room: the module or package of mmjax, or several, that its own things of this kind stand in; '' for any.
+
     Raises:
-      UserError: no such module or name; says the nearest right one.
+      UserError: no such module or name; says the nearest right one. Or it stands in another room of mmjax.
     """
     parts = name.split(".") if isinstance(name, str) else ()
     if len(parts) < 2 or not all(map(str.isidentifier, parts)):
@@ -42,28 +47,42 @@ def resolve(name: str, where: str = "type") -> Any:
         raise UserError(f"{where}: no module {module_name!r}, neither in mmjax nor on the Python path.")
     if not hasattr(module, attribute):
         raise UserError(f"{where}: no {attribute!r} in {module.__name__}" + suggest(attribute, vars(module)))
-    return getattr(module, attribute)
+    found = getattr(module, attribute)
+    rooms = tuple(f"mmjax.{one}" for one in ((room,) if isinstance(room, str) else room) if one)
+    here = inside(module.__name__, rooms) and getattr(found, "__module__", None) == module.__name__
+    if rooms and inside(module.__name__, ("mmjax",)) and not here:
+        raise UserError(f"{where}: {name!r} is no such part: those of mmjax stand in {' and '.join(rooms)}.")
+    return found
 
 
-def build(spec: Mapping[str, Any], where: str, **given: Any) -> Any:
+def inside(name: str, packages: Sequence[str]) -> bool:
+    """Whether a dotted name is one of the packages, or lies in one."""
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def build(spec: Mapping[str, Any], where: str, *, room: Rooms = "", **given: Any) -> Any:
     """Builds what `spec` describes. `given` are values its surroundings know (width, dtypes): the spec may
     override them, and those that the class does not take are left out.
 
     Args:
       spec: a mapping with `type`, perhaps `variant`, and the keyword arguments.
-      where: the config path, for messages.
+      where: the config path, for messages. room: as for `resolve`, of a class.
 
     Raises:
       UserError: an unknown or missing key, with the nearest right one; or a value that cannot be.
     """
-    make = bind(spec, where, **given)
+    make = bind(spec, where, room=room, **given)
+    if room and not inspect.isclass(make.func):
+        raise UserError(f"{where}.type: {spec['type']!r} is no class.")
     try:
         return make()
     except UserError as error:
         raise type(error)(f"{where}.{error}") from error
 
 
-def bind(spec: Mapping[str, Any], where: str, positional: int = 0, **given: Any) -> functools.partial:
+def bind(
+    spec: Mapping[str, Any], where: str, *, room: Rooms = "", positional: int = 0, **given: Any
+) -> functools.partial:
     """The function or class that `spec` describes, with its keyword arguments as for `build`, not called yet.
     positional: how many arguments the call will bring, the first ones. Raises as `build` does."""
     if not isinstance(spec, Mapping):
@@ -71,7 +90,7 @@ def bind(spec: Mapping[str, Any], where: str, positional: int = 0, **given: Any)
     spec = dict(spec)
     if "type" not in spec:
         raise UserError(f"{where}: no 'type' among its keys {sorted(spec)}.")
-    called = resolve(spec.pop("type"), f"{where}.type")
+    called = resolve(spec.pop("type"), f"{where}.type", room)
     try:
         signature = inspect.signature(called).parameters
     except (TypeError, ValueError) as error:

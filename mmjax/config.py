@@ -7,6 +7,7 @@ any key, so that what a run does can be read off its config alone.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import math
 import re
@@ -15,12 +16,19 @@ from typing import Annotated, Any, Literal
 
 import jax.numpy as jnp
 
-from mmjax.build import bind, section
+from mmjax.build import bind, resolve, section
 from mmjax.data.spec import DataSpec
 from mmjax.errors import UserError
 from mmjax.model import MultimodalLM, make_model
-from mmjax.typed import Count, Decay, Natural, NotNegative, Positive, Range, check_types, suggest
+from mmjax.typed import Count, Decay, Natural, NotNegative, Positive, Range, check_types, fits, suggest
 
+# Where such parts of mmjax stand; those of a model say so in model.py.
+OBJECTIVES, BENCHMARKS, TOKENIZERS = "objectives", "evaluation.benchmarks", "data.tokenizer"
+# What a step reports beside its losses, or the loop beside the step.
+METRICS = (
+    *("loss", "grad_norm", "skipped", "tokens", "slots", "step"),
+    *("time", "seconds", "learning_rate", "compilations", "loader_wait"),
+)
 NO_BENCHMARKS = ("parameters", "seconds")  # what else stands in eval.json beside benchmarks
 STAGE = re.compile(r"\w[\w-]*", re.ASCII)  # names of stages: each is a folder in the workdir
 
@@ -198,6 +206,24 @@ def read_config(raw: Mapping[str, Any]) -> Config:
     return section(Config, raw | {"stages": tuple(stages)}, "config")
 
 
+def find_losses(spec: Mapping[str, Mapping[str, Any]], where: str = "losses") -> dict[str, tuple[Callable, float]]:
+    """{'next_token': dict(type='objectives.language.next_token', weight=1.0, **options)} -> functions and weights.
+
+    Raises:
+      UserError: no such objective; a wrong or missing option, or no weight; a name that a metric has.
+    """
+    found = {}
+    for name, loss in spec.items():
+        path = f"{where}.{name}"
+        if name in METRICS:
+            raise UserError(f"{path}: the metrics have something else under {name!r}; give the loss another name.")
+        if not fits(loss.get("weight"), float):
+            raise UserError(f"{path}.weight: {loss.get('weight')!r} is no number.")
+        options = {key: value for key, value in loss.items() if key != "weight"}
+        found[name] = (bind(options, path, room=OBJECTIVES, positional=2), loss["weight"])  # of (forward, batch)
+    return found
+
+
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
     """One benchmark of a config's `evaluation` section.
@@ -232,7 +258,9 @@ def _find(name: str, spec: Mapping[str, Any], config: Config) -> Benchmark:
     stage = spec.get("stage")
     if stage is not None and stage not in stages:
         raise UserError(f"{where}.stage: no stage {stage!r}" + suggest(str(stage), stages))
-    return Benchmark(name, stage, options, bind(options, where, positional=1, data_dir=config.data_dir))
+    return Benchmark(
+        name, stage, options, bind(options, where, room=BENCHMARKS, positional=1, data_dir=config.data_dir)
+    )
 
 
 def build_model(config: Config, vocab: int) -> MultimodalLM:
@@ -246,3 +274,17 @@ def build_model(config: Config, vocab: int) -> MultimodalLM:
         remat=config.remat,
         scan=config.scan,
     )
+
+
+def check_parts(config: Config) -> None:
+    """Raises UserError if a config names a part that is none: of its model, which is built for that; or its
+    tokenizer, a loss or a benchmark, which are only looked up."""
+    build_model(config, 1)
+    named = [("tokenizer", config.tokenizer, TOKENIZERS)]
+    named += [(f"evaluation.{name}", spec, BENCHMARKS) for name, spec in (config.evaluation or {}).items()]
+    for stage in config.stages:
+        named += [(f"{stage.name}.losses.{name}", spec, OBJECTIVES) for name, spec in stage.losses.items()]
+    for where, spec, room in named:
+        found = resolve(spec.get("type", ""), f"{where}.type", room)
+        if inspect.isclass(found) != (room == TOKENIZERS):  # losses and benchmarks are functions
+            raise UserError(f"{where}.type: {spec['type']!r} is no such part.")

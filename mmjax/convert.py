@@ -42,7 +42,7 @@ from mmjax.hub.tensors import (
 from mmjax.hub.tokenizer_files import check_tokenizer
 from mmjax.training.checkpoint import Checkpoints
 from mmjax.training.trained import TrainedTensors, last_trained
-from mmjax.workdir import kept_tokenizer, load_config, open_tokenizer, save_config, tokenizer_path
+from mmjax.workdir import Saved, kept_tokenizer, load_config, open_tokenizer, tokenizer_path
 
 
 def convert(source: str | Path, target: str | Path, model_type: str = "", trust: Sequence[str] = ()) -> None:
@@ -94,7 +94,7 @@ def import_folder(source: Path, target: Path) -> None:
     if buffers := [name for name in folder.tensors.specs if name not in used and name not in left]:
         logging.info("%s: left out, buffers that are computed here: %s.", source, listed(buffers))
     (target / "config.py").write_text(CONFIG)
-    save_config(chosen.raw, target)
+    Saved.of(chosen.raw, target).write()
     logging.info("%s: %s", target, chosen.reason())
 
 

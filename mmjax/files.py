@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
+import logging
 import os
+import reprlib
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -117,6 +120,32 @@ def json_object(file: Path, largest: int = LARGEST) -> dict[str, Any]:
     except UnicodeEncodeError as error:  # what no path and no tokenizer takes
         raise UserError(f"{file}: holds half a surrogate pair: a character was cut in two.") from error
     return found
+
+
+def lock_folder(folder: int, path: Path) -> None:
+    """Locks an open folder (its descriptor) for this process; the lock goes with the process.
+
+    Raises:
+      UserError: another process holds it.
+    """
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(
+            f"{path}: another process is training or writing there; wait for it to end, or give another folder."
+        ) from error
+    except OSError:  # a file system without locks
+        logging.warning("%s cannot be locked: see to it that no other process writes there.", path)
+
+
+def require_inside(path: str, workdir: str | os.PathLike[str], what: str) -> None:
+    """Raises UserError for a path out of the workdir, by itself or through a link."""
+    root = os.path.realpath(workdir)
+    if "\0" in path or os.path.commonpath([root, os.path.realpath(os.path.expanduser(path))]) != root:
+        raise UserError(
+            f"{what}: {reprlib.repr(path)} lies outside the workdir {os.fspath(workdir)}, which is read by "
+            "itself: copy the file into it."
+        )
 
 
 def make_folder(folder: Path) -> None:

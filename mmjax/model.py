@@ -214,7 +214,7 @@ def make_model(spec: Mapping[str, Any], **given: Any) -> MultimodalLM:
       UserError: unknown keys or parts that do not fit together.
     """
     spec = section(ModelSpec, spec, "model")
-    backbone = _part(spec.backbone, "model.backbone", "logits", **given)
+    backbone = _part(spec.backbone, "model.backbone", "backbones", "logits", **given)
     if (spec.fusion == "xattn") != (backbone.xattn is not None):
         raise UserError("model: fusion='xattn' and backbone.xattn go together; one of them is missing.")
     if spec.fusion == "xattn" and not spec.encoders:
@@ -223,17 +223,19 @@ def make_model(spec: Mapping[str, Any], **given: Any) -> MultimodalLM:
         raise UserError(
             f"model: encoders {sorted(spec.encoders)} and projectors {sorted(spec.projectors)} differ."
         )
-    encoders = {n: _part(s, f"model.encoders.{n}", "medium_shape", **given) for n, s in spec.encoders.items()}
+    encoders = {
+        n: _part(s, f"model.encoders.{n}", "encoders", "medium_shape", **given) for n, s in spec.encoders.items()
+    }
     projectors = {
-        n: _part(s, f"model.projectors.{n}", "apply", width=backbone.width, **given)
+        n: _part(s, f"model.projectors.{n}", "projectors", "apply", width=backbone.width, **given)
         for n, s in spec.projectors.items()
     }
     return MultimodalLM(encoders, projectors, backbone, spec.fusion)
 
 
-def _part(spec: Any, where: str, method: str, **given: Any) -> Any:
+def _part(spec: Any, where: str, room: str, method: str, **given: Any) -> Any:
     """A part of the model, which has the method that only such a part has."""
-    made = build(spec, where, **given)
+    made = build(spec, where, room=room, **given)
     if not hasattr(made, method):
         raise UserError(f"{where}.type: {spec['type']} is no such part: it has no {method!r}.")
     return made

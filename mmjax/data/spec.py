@@ -61,7 +61,12 @@ class MediaSpec:
 
     def make_views(self) -> Views:
         """What `views` describes."""
-        made = build(self.views or {"type": "data.views.Whole"}, "views", options=self.options)
+        made = build(
+            self.views or {"type": "data.views.Whole"},
+            "views",
+            room=("data.views", "data.patches"),
+            options=self.options,
+        )
         if missing := [name for name in ("sized", "axes", "layout", "cut", "empty") if not hasattr(made, name)]:
             raise UserError(f"views.type: {self.views['type']} prepares no pictures: it has no {missing[0]!r}.")
         return made

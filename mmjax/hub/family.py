@@ -118,6 +118,9 @@ def renamed(name: str, rules: tuple[tuple[str, str], ...]) -> str:
     return name
 
 
+PARTS_OF_MODELS = ("backbones", "encoders", "projectors")  # rooms
+
+
 def find_family(config: Json, where: str) -> Family:
     """The family of a config.json. Raises CheckpointError if there is none here."""
     name = config.get("model_type")
@@ -134,7 +137,7 @@ def section_of(found: Family, config: Json, where: str) -> dict[str, Any]:
         section = found.spec(config)
         for part in [section] if found.part else _parts_of(section):
             given = {key: value for key, value in part.items() if key not in ("type", "variant")}
-            check_types(given, hints_of(resolve(part["type"])), where)
+            check_types(given, hints_of(resolve(part["type"], room=PARTS_OF_MODELS)), where)
         return section
     except CheckpointError as error:
         if str(error).startswith("config.json"):  # `spec` is not told where that lies
@@ -221,7 +224,7 @@ def _effective(full: dict[str, Any]) -> dict[str, Any]:
 def complete(spec: Json) -> dict[str, Any]:
     """A part's spec with its variant's keys and its class's defaults spelled out."""
     spec = dict(spec)
-    cls = resolve(spec.pop("type"))
+    cls = resolve(spec.pop("type"), room=PARTS_OF_MODELS)
     variant = spec.pop("variant", None)
     table = getattr(inspect.getmodule(cls), "VARIANTS", {})
     return {**(table[variant] if variant else {}), **spec}

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from absl import logging
-
 from mmjax.errors import UserError
+from mmjax.files import lock_folder, require_inside
 from mmjax.hub.packaged import PACKAGED, packaged_model
 from mmjax.hub.tensors import CheckpointError
-from mmjax.trust import require_inside
 
 _REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
@@ -82,36 +79,20 @@ def _open_locked(path: Path) -> tuple[bool, int]:
     """Makes a folder and locks it -> (whether it was there before, its descriptor, which holds the lock).
 
     Raises:
-      CheckpointError: another process holds the lock.
+      UserError: another process holds the lock.
     """
     while True:
         there = path.is_dir()
         path.mkdir(parents=True, exist_ok=True)
         folder = os.open(path, os.O_RDONLY)
         try:
-            _lock(folder, path)
+            lock_folder(folder, path)
             if os.path.exists(path) and os.path.samestat(os.fstat(folder), os.stat(path)):
                 return there, folder
         except BaseException:
             os.close(folder)
             raise
         os.close(folder)  # a conversion that failed has removed the folder in between
-
-
-def _lock(folder: int, path: Path) -> None:
-    """Locks an open folder for this process, as mmjax.workdir locks the one that it trains in.
-
-    Raises:
-      CheckpointError: another process holds the lock.
-    """
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise CheckpointError(
-            f"{path}: another process is writing there; wait for it to end, or give another folder."
-        ) from error
-    except OSError:  # a file system without locks
-        logging.warning("%s cannot be locked: see to it that no other process writes there.", path)
 
 
 def require_own_files(workdir: Path, *folders: str) -> None:

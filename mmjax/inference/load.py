@@ -10,6 +10,7 @@ import jax
 from mmjax.config import Config, Stage, build_model
 from mmjax.data.pipeline import make_chat
 from mmjax.errors import MissingFile
+from mmjax.files import require_inside
 from mmjax.hub.aside import KEPT
 from mmjax.hub.load import load_parts
 from mmjax.inference.chat import Assistant
@@ -18,7 +19,6 @@ from mmjax.nn.linear import merge_lora
 from mmjax.sharding import one_device, shard_tree
 from mmjax.training.checkpoint import Checkpoints
 from mmjax.training.trained import last_trained, trained_parameters
-from mmjax.trust import require_inside
 from mmjax.workdir import keep_tokenizer, load_config
 
 BATCH = 64  # prompts answered at once

@@ -21,7 +21,7 @@ from mmjax.training.loop import Loop
 from mmjax.training.metrics import Metrics, Progress
 from mmjax.training.run import Run, prepare
 from mmjax.training.setup import Setup
-from mmjax.workdir import locked
+from mmjax.workdir.lock import locked
 
 
 def train(raw: Mapping[str, Any], workdir: str | Path, *, only: str | None = None, profile: bool = False) -> None:
@@ -81,7 +81,7 @@ def _train_stage(run: Run, setup: Setup, checkpoints: Checkpoints, stop: threadi
     ):
         loop = Loop(
             setup=setup,
-            config=json.dumps(run.raw),
+            config=json.dumps(run.saved.raw),
             record=run.record,
             max_skipped=run.config.max_skipped,
             data=data,

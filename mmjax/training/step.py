@@ -10,38 +10,14 @@ import jax.numpy as jnp
 import optax
 
 from mmjax import tree
-from mmjax.build import bind
+from mmjax.config import find_losses
 from mmjax.errors import UserError
 from mmjax.model import MultimodalLM
 from mmjax.objectives.forward import Forward
 from mmjax.training.state import TrainState
-from mmjax.typed import fits
 from mmjax.types import Batch
 
-# What a step reports beside its losses, or the loop beside the step.
-METRICS = (
-    *("loss", "grad_norm", "skipped", "tokens", "slots", "step"),
-    *("time", "seconds", "learning_rate", "compilations", "loader_wait"),
-)
 Sums = dict[str, tuple[jax.Array, jax.Array]]  # name -> (sum, weight)
-
-
-def find_losses(spec: Mapping[str, Mapping[str, Any]], where: str = "losses") -> dict[str, tuple[Callable, float]]:
-    """{'next_token': dict(type='objectives.language.next_token', weight=1.0, **options)} -> functions and weights.
-
-    Raises:
-      UserError: no such objective; a wrong or missing option, or no weight; a name that a metric has.
-    """
-    found = {}
-    for name, loss in spec.items():
-        path = f"{where}.{name}"
-        if name in METRICS:
-            raise UserError(f"{path}: the metrics have something else under {name!r}; give the loss another name.")
-        if not fits(loss.get("weight"), float):
-            raise UserError(f"{path}.weight: {loss.get('weight')!r} is no number.")
-        options = {key: value for key, value in loss.items() if key != "weight"}
-        found[name] = (bind(options, path, positional=2), loss["weight"])  # of (forward, batch)
-    return found
 
 
 def make_evaluation(

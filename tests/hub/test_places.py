@@ -11,7 +11,6 @@ import mmjax
 from mmjax.convert import convert
 from mmjax.errors import UserError
 from mmjax.hub.places import new_folder
-from mmjax.hub.tensors import CheckpointError
 from mmjax.workdir import locked
 
 
@@ -32,10 +31,10 @@ def test_of_two_conversions_to_one_folder_the_second_is_refused(folder, tmp_path
     if there:
         target.mkdir()
     with new_folder(target):
-        with pytest.raises(CheckpointError, match="run: another process is writing there"):
+        with pytest.raises(UserError, match="run: another process is training or writing there"):
             convert(folder, target)
         (target / "config.json").write_text("of the first")
-        with pytest.raises(CheckpointError, match="run: another process is writing there"):
+        with pytest.raises(UserError, match="run: another process is training or writing there"):
             convert(folder, target)
         with pytest.raises(UserError, match="another process"), locked(target, writes=True):
             pass
@@ -64,7 +63,7 @@ def test_a_killed_conversion_leaves_no_lock(folder, tmp_path):
     process = context.Process(target=_hold, args=(tmp_path / "run", began))
     process.start()
     assert began.wait(60)
-    with pytest.raises(CheckpointError, match="another process is writing there"):
+    with pytest.raises(UserError, match="another process is training or writing there"):
         convert(folder, tmp_path / "run")
     process.kill()
     process.join()

@@ -293,7 +293,10 @@ def test_a_run_that_cannot_start_leaves_no_trace_in_what_is_kept(data, tmp_path)
 
 def test_a_second_process_is_kept_out(done):
     raw, workdir = done
-    with locked(workdir, writes=True), pytest.raises(UserError, match="another process is training there"):
+    with (
+        locked(workdir, writes=True),
+        pytest.raises(UserError, match="another process is training or writing there"),
+    ):
         train(raw, workdir)
     train(raw, workdir)
 

@@ -1,7 +1,7 @@
 """What the config of a workdir may name. A config file is its owner's code; a workdir is data from anyone.
 
-A part of a workdir is one that mmjax keeps in the room for such parts, or one of a package that the user trusts.
-All names in the config are looked at before anything is built of it, and nothing else is imported for that.
+A type in it is one that mmjax defines, or a package that the user trusts; nothing else is imported to find out.
+What builds a part says in which room of mmjax such parts stand (`build(..., room=)`).
 """
 
 from __future__ import annotations
@@ -10,35 +10,15 @@ import importlib
 import inspect
 import os
 import reprlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-from mmjax.build import resolve
+from mmjax.build import inside, resolve
 from mmjax.errors import UserError
+from mmjax.files import require_inside
 
 PREFIX = "corpus:"  # of a string that names a module, as data/corpora has it
 CORPORA = "mmjax.data.corpora"
-
-
-class Place(NamedTuple):
-    """keys: of a section with a `type`, '*' for any key. rooms: modules or packages of mmjax where its type is
-    defined. kind: whether a thing that is found there is of the right kind."""
-
-    keys: tuple[str, ...]
-    rooms: tuple[str, ...]
-    kind: Callable[[Any], bool]
-
-
-PLACES = (
-    Place(("model", "backbone"), ("backbones",), inspect.isclass),
-    Place(("model", "encoders", "*"), ("encoders",), inspect.isclass),
-    Place(("model", "projectors", "*"), ("projectors",), inspect.isclass),
-    Place(("tokenizer",), ("data.tokenizer",), inspect.isclass),
-    Place(("*", "data", "media", "views"), ("data.views", "data.patches"), inspect.isclass),
-    Place(("*", "valid", "data", "media", "views"), ("data.views", "data.patches"), inspect.isclass),
-    Place(("*", "losses", "*"), ("objectives",), inspect.isfunction),
-    Place(("evaluation", "*"), ("evaluation.benchmarks",), inspect.isfunction),
-)
 
 
 def check_names(raw: Mapping[str, Any], trust: Sequence[str], where: str) -> None:
@@ -56,7 +36,7 @@ def check_names(raw: Mapping[str, Any], trust: Sequence[str], where: str) -> Non
     for keys, value in _walk(raw):
         path = f"{where}: {'.'.join(keys)}"
         if keys[-1:] == ("type",):
-            _check_type(keys[:-1], value, trust, path)
+            _check_type(value, trust, path)
         elif isinstance(value, str) and value.startswith(PREFIX):
             _check_corpus(value, trust, path)
 
@@ -77,16 +57,6 @@ def check_paths(raw: Mapping[str, Any], workdir: str | os.PathLike[str]) -> None
             raise UserError(f"tokenizer.path: {path!r} names no file.")
 
 
-def require_inside(path: str, workdir: str | os.PathLike[str], what: str) -> None:
-    """Raises UserError for a path out of the workdir, by itself or through a link."""
-    root = os.path.realpath(workdir)
-    if "\0" in path or os.path.commonpath([root, os.path.realpath(os.path.expanduser(path))]) != root:
-        raise UserError(
-            f"{what}: {reprlib.repr(path)} lies outside the workdir {os.fspath(workdir)}, which is read by "
-            "itself: copy the file into it."
-        )
-
-
 def _walk(raw: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
     """(keys, value) of everything in a config; items of lists have the keys of their list."""
     left = [((), raw)]
@@ -99,43 +69,32 @@ def _walk(raw: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
             left += [((*keys, "[]"), one) for one in value]
 
 
-def _check_type(keys: tuple[str, ...], name: Any, trust: Sequence[str], path: str) -> None:
-    """Raises UserError unless `name` is of the right kind for a section with these keys, or not dotted at all."""
-    place = next((place for place in PLACES if _matches(place.keys, keys)), None)
-    if place is None:
-        if isinstance(name, str) and "." in name:
-            raise UserError(f"{path}: {reprlib.repr(name)}: no part that is named so stands there.")
-        return  # the name of an optimizer, of a scaling of rotary positions: nothing that is looked up
-    if not isinstance(name, str) or not all(part.isidentifier() and part[0] != "_" for part in name.split(".")):
+def _check_type(name: Any, trust: Sequence[str], path: str) -> None:
+    """Raises UserError for a dotted name that is not of a class or function which mmjax or a trusted package
+    defines. Other names (of an optimizer, of a scaling of rotary positions) are never looked up."""
+    if not isinstance(name, str) or "." not in name:
+        return
+    if not all(part.isidentifier() and part[0] != "_" for part in name.split(".")):
         raise UserError(f"{path}: {reprlib.repr(name)} is not a dotted name such as 'projectors.mlp.MLP'.")
-    rooms = [f"mmjax.{room}" for room in place.rooms]
     module = "mmjax." + name.removeprefix("mmjax.").rpartition(".")[0]
-    if _inside(module, rooms) and _is_module(module):
+    if _is_module(module):
         found = resolve(name.removeprefix("mmjax."), path)
-        if place.kind(found) and found.__module__ == module:
+        if (inspect.isclass(found) or inspect.isfunction(found)) and found.__module__ == module:
             return
-        raise UserError(f"{path}: {name!r} is no part that stands in {module}.")
-    if not _inside(name, trust):
-        raise UserError(f"{path}: {reprlib.repr(name)} is not in {' or '.join(rooms)}.{_remedy(name)}")
+        raise UserError(f"{path}: {name!r} is nothing that {module} defines.")
+    if not inside(name, trust):
+        raise UserError(f"{path}: {reprlib.repr(name)} is not in mmjax.{_remedy(name)}")
     found = resolve(name, path)
-    if not callable(found) or not _inside(getattr(found, "__module__", None) or "", trust):
+    if not callable(found) or not inside(getattr(found, "__module__", None) or "", trust):
         raise UserError(f"{path}: {name!r} is not defined in {', '.join(trust)}.")
 
 
 def _check_corpus(name: str, trust: Sequence[str], path: str) -> None:
     module = name.removeprefix(PREFIX).partition("/")[0]
-    if "." in module and not _inside(module, trust):
+    if "." in module and not inside(module, trust):
         raise UserError(f"{path}: the corpus {reprlib.repr(module)} is not in {CORPORA}.{_remedy(module)}")
     if not all(part.isidentifier() for part in module.split(".")):
         raise UserError(f"{path}: {reprlib.repr(module)} is no name of a corpus.")
-
-
-def _matches(pattern: tuple[str, ...], keys: tuple[str, ...]) -> bool:
-    return len(pattern) == len(keys) and all(p in ("*", key) for p, key in zip(pattern, keys, strict=True))
-
-
-def _inside(name: str, packages: Sequence[str]) -> bool:
-    return any(name == package or name.startswith(f"{package}.") for package in packages)
 
 
 def _is_module(name: str) -> bool:
@@ -143,7 +102,7 @@ def _is_module(name: str) -> bool:
     try:
         importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name is not None and _inside(name, (error.name,)):
+        if error.name is not None and inside(name, (error.name,)):
             return False
         raise
     return True

@@ -23,11 +23,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmjax.config import read_config
 from mmjax.errors import UserError
-from mmjax.hub.load import WEIGHTS
-from mmjax.training.checkpoint import Checkpoints
-from mmjax.workdir import CONFIG, from_portable, kept_tokenizer, read_raw, to_portable, tokenizer_path
+from mmjax.workdir.kept import kept_tokenizer, tokenizer_path
+from mmjax.workdir.saved import Saved
 
 MAY_CHANGE = (
     "mesh", "remat", "scan", "max_skipped", "keep", "wandb", "evaluation", "data_dir", "tokenizer.path",
@@ -39,46 +37,32 @@ SHOWN = 100  # characters of a value in a message
 KeyPath = tuple[str, ...]
 
 
-def begun_stages(stages: Sequence[str], workdir: Path) -> list[str]:
-    """Those of the stages that have a checkpoint, or had one that was found damaged."""
-    begun = []
-    for name in stages:
-        with Checkpoints(workdir / name / "checkpoints", keep=1) as checkpoints:
-            begun += [name] if checkpoints.begun else []
-    return begun
+def check_model(before: Saved, now: Saved) -> None:
+    """Raises UserError if a config has another model than the converted workdir, whose weights are of that one."""
+    _refuse(list(_differences(before.raw["model"], now.raw["model"], ("model",))), now.workdir)
 
 
-def check_unchanged(raw: Mapping[str, Any], workdir: Path) -> list[str]:
-    """The stages that a workdir has begun, if a run of the config `raw` (portable) can go on with them.
+def check_changes(before: Saved, now: Saved, last: str, step: int | None) -> None:
+    """Raises UserError if a run cannot go on with another config; names the keys, their values and the remedy.
 
-    Raises:
-      UserError: it cannot; names the keys, their values and the remedy.
+    Args:
+      before: that of the newest checkpoint. last, step: the stage and step it is of.
     """
-    saved = to_portable(read_raw(workdir), workdir) if (workdir / CONFIG).exists() else raw
-    begun = begun_stages([stage.name for stage in read_config(saved).stages], workdir)
-    if not begun:
-        if (workdir / WEIGHTS).exists():  # converted: its config says what the weights are
-            _refuse(list(_differences(saved["model"], raw["model"], ("model",))), workdir)
-        return []
-    last = begun[-1]
-    with Checkpoints(workdir / last / "checkpoints", keep=1) as checkpoints:
-        before = to_portable(json.loads(checkpoints.config()), workdir)
-        step = checkpoints.latest()
-    stages = before["stages"][: before["stages"].index(last) + 1]
-    if raw["stages"][: len(stages)] != stages:
+    old, new, workdir = before.raw, now.raw, now.workdir
+    stages = old["stages"][: old["stages"].index(last) + 1]
+    if new["stages"][: len(stages)] != stages:
         raise UserError(
-            f"stages: {workdir} has trained {stages}, in this order; the config has {raw['stages']}. Let it begin "
+            f"stages: {workdir} has trained {stages}, in this order; the config has {new['stages']}. Let it begin "
             "with those, or choose another --workdir."
         )
-    changes = [] if _named(before["load"]) == _named(raw["load"]) else [(("load",), before["load"], raw["load"])]
-    for path, old, new in _differences(_of_stages(before, stages), _of_stages(raw, stages), ()):
-        if path == (last, "steps") and _may_go_on(before[last], step, new):
+    changes = [] if _named(old["load"]) == _named(new["load"]) else [(("load",), old["load"], new["load"])]
+    for path, was, is_now in _differences(_of_stages(old, stages), _of_stages(new, stages), ()):
+        if path == (last, "steps") and _may_go_on(old[last], step, is_now):
             continue
         if not _may_change(path, stages):
-            changes.append((path, old, new))
+            changes.append((path, was, is_now))
     _refuse(changes, workdir)
-    _check_tokenizer(from_portable(raw["tokenizer"], workdir), workdir)
-    return begun
+    _check_tokenizer(now.today["tokenizer"], workdir)
 
 
 def _of_stages(raw: Mapping[str, Any], stages: list[str]) -> dict[str, Any]:
