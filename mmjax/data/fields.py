@@ -150,7 +150,7 @@ def confine(root: Path, name: str) -> Path:
     return path
 
 
-def check_keys(
+def unread_keys(
     given: Mapping[str, Any],
     known: Sequence[str],
     refused: Mapping[str, str],

@@ -14,10 +14,10 @@ from mmjax.data.fields import (
     RECORD_KEYS,
     TURN_KEYS,
     brief,
-    check_keys,
     check_text,
     find_picture,
     parse,
+    unread_keys,
 )
 from mmjax.data.marks import MARK, escape_marks, split_marks, unescape_marks
 from mmjax.data.quarantine import LINE, BadRecord
@@ -95,7 +95,7 @@ class _Said:
 def _sample(id: str, record: Mapping[str, Any], root: Path) -> Sample:
     names = _names(record)
     misspelt = [key for key in KEYS if key != "id"]
-    unread = dict.fromkeys(check_keys(record, KEYS, RECORD_KEYS, misspelt, bool(names)))
+    unread = dict.fromkeys(unread_keys(record, KEYS, RECORD_KEYS, misspelt, bool(names)))
     said = [_said(turn, bool(names), unread) for turn in _turns(record)]
     if "system" in record:
         if said[0].role == "system":
@@ -133,7 +133,7 @@ def _turns(record: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _said(turn: Mapping[str, Any], named: bool, unread: dict[str, None]) -> _Said:
     """A turn of a record; `named` if the record names pictures, which the turn's text then marks. Keys of it that
     are not read are added to `unread`."""
-    keys = check_keys(turn, READ, TURN_KEYS, ("weight", "loss_weight"))
+    keys = unread_keys(turn, READ, TURN_KEYS, ("weight", "loss_weight"))
     unread |= dict.fromkeys(f"{key} in turns" for key in keys)
     role = _only(turn, ("from", "role"))
     if not isinstance(role, str) or role not in ROLES:
@@ -206,13 +206,13 @@ def _part(part: Any, unread: dict[str, None]) -> str | _Picture:
     elif len(names) == 1:
         name, read = given[names[0]], (*names, "index")
         if kind == "image_url" and isinstance(name, dict):
-            keys = check_keys(name, ("url",), PART_KEYS)
+            keys = unread_keys(name, ("url",), PART_KEYS)
             unread |= dict.fromkeys(f"{key} in image_url" for key in keys)
             name = name.get("url", "")
         found = _Picture(name)
     else:
         raise UserError(f"a part of type {brief(kind)} with the keys {brief(sorted(given))} is not read")
-    keys = check_keys(given, read, PART_KEYS, pictured=bool(names))
+    keys = unread_keys(given, read, PART_KEYS, pictured=bool(names))
     unread |= dict.fromkeys(f"{key} in parts" for key in keys)
     return found
 

@@ -90,6 +90,13 @@ class DataSpec:
     workers: Natural
     threads: Count
 
+    @property
+    def prompt_template(self) -> str:
+        """The template that most of the data is written down by, and so prompts: of the source with the largest
+        weight, the first of several."""
+        most = max(self.sources.values(), key=lambda source: source.weight)
+        return most.template or self.template
+
     def __post_init__(self):
         open_template(self.template)
         object.__setattr__(self, "sources", {name: one for name, one in self.sources.items() if one is not None})

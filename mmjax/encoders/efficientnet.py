@@ -159,6 +159,12 @@ class EfficientNet(nn.Module):
     dtype: Any
     param_dtype: Any
 
+    def __post_init__(self):
+        count = len(self.stages) + 2
+        if not -count <= self.layer < count:
+            raise UserError(f"layer: {self.layer}; of {count} hidden states it is {-count} to {count - 1}.")
+        super().__post_init__()
+
     def medium_shape(self) -> tuple[int, ...]:
         """Shape of one medium, [H, W, 3]."""
         return self.size, self.size, 3

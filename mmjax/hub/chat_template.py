@@ -117,10 +117,10 @@ class Prompts:
         self._splice = model.fusion == "splice"
         span = model.tokens_per_medium().get("image", 1) if self._splice else 1
         views, self._span = data.media.make_views().unlimited(span)
-        self.template = data.template
+        self.template = data.prompt_template
         self.image_token = tokenizer.names.get("image_token", data.media.token)
         self.layouts = (views.layout(_PICTURE, self._span),) if views.sized and model.encoders else ()
-        self.chat = self.by(data.template)
+        self.chat = self.by(data.prompt_template)
 
     def by(self, template: str) -> Chat:
         """The same prompts by another template."""

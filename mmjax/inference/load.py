@@ -54,7 +54,7 @@ def load(workdir: str | Path, stage: str | None = None, trust: Sequence[str] = (
         params = load_parts(config.load, shapes, shard_tree(shapes, one_device()), as_saved)
     data = chosen.data
     views, span = data.media.make_views().unlimited(model.text_span)
-    chat = make_chat(data, tokenizer, span, model.splices, data.template, model.backbone.vocab)
+    chat = make_chat(data, tokenizer, span, model.splices, data.prompt_template, model.backbone.vocab)
     window = max(data.length, tokenizer.model_max_length)
     sampling = own_sampling(workdir / KEPT, window)
     return Assistant(model, params, chat, views, length=window, batch=BATCH, sampling=sampling)

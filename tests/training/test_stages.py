@@ -65,8 +65,10 @@ def test_frozen_parameters_do_not_move(data, tmp_path):
         assert same == (path not in trained), path
 
 
-@pytest.mark.parametrize("stop_after", [1, 3, 8])
-def test_a_stopped_run_goes_on_bit_equal(data, whole, tmp_path, monkeypatch, stop_after):
+@pytest.mark.parametrize(
+    ("stop_after", "number"), [(1, signal.SIGTERM), (3, signal.SIGINT), (8, signal.SIGTERM)], ids=str
+)
+def test_a_stopped_run_goes_on_bit_equal(data, whole, tmp_path, monkeypatch, stop_after, number):
     """Stopped after that many steps (8: in the second stage), then resumed by the same call."""
     from mmjax.training.loop import Loop
 
@@ -78,7 +80,7 @@ def test_a_stopped_run_goes_on_bit_equal(data, whole, tmp_path, monkeypatch, sto
         save(self, *arguments)
         steps += 1
         if steps == stop_after:
-            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(number)
 
     monkeypatch.setattr(Loop, "_log", log_then_stop)
     with pytest.raises(Stopped):
