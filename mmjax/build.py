@@ -46,7 +46,10 @@ def resolve(name: str, where: str = "type", room: Rooms = "") -> Any:
     if module is None:
         raise UserError(f"{where}: no module {module_name!r}, neither in mmjax nor on the Python path.")
     if not hasattr(module, attribute):
-        raise UserError(f"{where}: no {attribute!r} in {module.__name__}" + suggest(attribute, vars(module)))
+        own = [
+            n for n, v in vars(module).items() if n[0] != "_" and getattr(v, "__module__", "") == module.__name__
+        ]
+        raise UserError(f"{where}: no {attribute!r} in {module.__name__}" + suggest(attribute, own))
     found = getattr(module, attribute)
     rooms = tuple(f"mmjax.{one}" for one in ((room,) if isinstance(room, str) else room) if one)
     here = inside(module.__name__, rooms) and getattr(found, "__module__", None) == module.__name__

@@ -12,6 +12,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from mmjax.errors import UserError
+from mmjax.files import FORBIDDEN, FULL
 from mmjax.typed import suggest
 
 if TYPE_CHECKING:
@@ -254,7 +255,10 @@ def _start(run: Callable[..., None], positional: tuple[str, ...] = ()) -> None:
     except (UserError, flags.Error) as error:
         logging.debug("%s", error, exc_info=True)
         sys.exit(f"mmjax: {error}\n(--verbosity=1 shows where.)")
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (*FULL, *FORBIDDEN) and error.filename:
+            file = error.filename2 or error.filename
+            sys.exit(f"mmjax: {file}: {error.strerror}. Make room there or get the right to, then run it again.")
         traceback.print_exc()
         sys.exit(FAULT)
 

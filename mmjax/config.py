@@ -60,7 +60,7 @@ class Optimizer:
     eps: Positive
     weight_decay: NotNegative
     clip: NotNegative
-    lr_factors: list[tuple[str, float]]
+    lr_factors: list[tuple[str, NotNegative]]
     decay: list[tuple[str, bool]]
 
     def __post_init__(self):
@@ -113,6 +113,8 @@ class Stage:
 
     def __post_init__(self):
         self.optimizer.warmup_updates(self.steps)
+        if not self.trainable:
+            raise UserError("trainable: there are no rules, so that nothing would be trained; ['.'] trains all.")
         if not self.losses:
             raise UserError("losses: there are none; give recipes.loss('language.next_token').")
 

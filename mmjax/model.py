@@ -19,6 +19,7 @@ from mmjax.backbones.decoder import Decoder, empty_cache
 from mmjax.build import build, section
 from mmjax.errors import UserError
 from mmjax.nn.masks import attention_mask, cross_mask, steps
+from mmjax.typed import check_types
 from mmjax.types import Batch, Cache, Media, Output
 
 
@@ -193,6 +194,10 @@ def _flat(tokens: Mapping[str, jax.Array]) -> jax.Array:
     return jnp.concatenate([t.reshape(t.shape[0], -1, t.shape[-1]) for t in tokens.values()], axis=1)
 
 
+# What a part may say of its own dtypes; as for config.Precision, which is for all parts.
+DTYPES = {"dtype": Literal["float32", "bfloat16", "float16"], "param_dtype": Literal["float32"]}
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
     """A config's `model` section: specs of encoders and projectors by name of the medium, of the backbone, and how
@@ -235,6 +240,8 @@ def make_model(spec: Mapping[str, Any], **given: Any) -> MultimodalLM:
 
 def _part(spec: Any, where: str, room: str, method: str, **given: Any) -> Any:
     """A part of the model, which has the method that only such a part has."""
+    if isinstance(spec, Mapping):
+        check_types(spec, DTYPES, where)
     made = build(spec, where, room=room, **given)
     if not hasattr(made, method):
         raise UserError(f"{where}.type: {spec['type']} is no such part: it has no {method!r}.")

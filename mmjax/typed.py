@@ -12,6 +12,7 @@ import difflib
 import inspect
 import math
 import os
+import re
 import reprlib
 import types
 import typing
@@ -49,6 +50,7 @@ class Range:
 
 Count = Annotated[int, Range(1)]
 Natural = Annotated[int, Range(0)]
+Byte = Annotated[int, Range(0, 255)]
 Positive = Annotated[float, Range(TINY)]
 NotNegative = Annotated[float, Range(0)]
 Share = Annotated[float, Range(0, 1)]
@@ -102,10 +104,15 @@ def _trouble(value: Any, hint: Any) -> str:
         if isinstance(value, float) and not math.isfinite(value) and fits(0.0, hint):
             return f"{shown} is no finite number."
         name = bare.__name__ if inspect.isclass(bare) and not typing.get_args(bare) else str(bare)
-        return f"{shown} is not of type {name.replace('typing.', '').replace('collections.abc.', '')}."
+        name = re.sub(r"Annotated\[(\w+), Range\([^)]*\)\]", r"\1", name.replace("typing.", ""))
+        return f"{shown} is not of type {name.replace('collections.abc.', '')}."
     for extra in typing.get_args(hint)[1:] if bare is not hint else ():
         if isinstance(extra, Range) and (trouble := extra.trouble(value)):
             return f"{shown} {trouble}."
+    kind, inner = typing.get_origin(bare), typing.get_args(bare)
+    if kind in (list, tuple, collections.abc.Sequence):
+        hints = inner if kind is tuple and inner[-1] is not Ellipsis else inner[:1] * len(value)
+        return next(filter(None, map(_trouble, value, hints)), "")
     return ""
 
 

@@ -20,7 +20,7 @@ from mmjax.nn.rope import rope_frequencies
 from mmjax.nn.stack import run, stacked
 from mmjax.nn.xattn import GatedCrossBlock
 from mmjax.sharding import constrain
-from mmjax.typed import Count, Range, check_keys, check_types, hints_of
+from mmjax.typed import Count, Natural, NotNegative, Range, check_keys, check_types, hints_of
 from mmjax.types import Cache
 
 # What makes a family; sizes (vocab, width, depth, heads, kv_heads, head_dim, mlp_width) come from the config.
@@ -124,21 +124,23 @@ class Decoder(BlockShape):
     vocab: Count
     width: Count
     depth: Count
-    sliding_window: int
+    sliding_window: Natural
     attention_pattern: Sequence[str]
-    local_rope_theta: float
-    additional_vocab: int
-    max_positions: int
-    position_offset: int
+    local_rope_theta: NotNegative
+    additional_vocab: Natural
+    max_positions: Natural
+    position_offset: Natural
     embed_scale: float
     tied: bool
     head_bias: bool
-    logit_softcap: float
+    logit_softcap: NotNegative
     xattn: Mapping[str, Any] | None
     remat: bool
     scan: bool
 
     def __post_init__(self):
+        if self.additional_vocab >= self.vocab:
+            raise UserError(f"additional_vocab: {self.additional_vocab} is not below vocab={self.vocab}.")
         if self.xattn is not None:
             _check_cross(self.xattn, self.depth)
         super().__post_init__()

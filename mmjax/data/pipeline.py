@@ -90,6 +90,11 @@ def open_feeds(
     views, feeds = spec.media.make_views(), []
     if not splice and not spec.media.slots:
         raise UserError(f"{where}.media.slots: is 0; cross-attention requires 1, and a row may leave it empty.")
+    if splice and spec.media.slots and spec.media.token not in tokenizer.special_tokens():
+        known = ", ".join(sorted(tokenizer.special_tokens()))
+        raise UserError(
+            f"{where}.media.token: the tokenizer has no special token {spec.media.token!r}; it has {known}."
+        )
     for name, part in spec.sources.items():
         try:
             source = open_source(part.path, part.root, data_dir)

@@ -11,7 +11,7 @@ from mmjax.data.image import ImageOptions
 from mmjax.data.templates import open_template
 from mmjax.data.views import Views
 from mmjax.errors import UserError
-from mmjax.typed import Count, Natural, NotNegative, Share
+from mmjax.typed import Byte, Count, Natural, NotNegative, Share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class MediaSpec:
     resize: str
     max_pixels: Count
     resample: str = ImageOptions.resample
-    fill: tuple[int, int, int] = ImageOptions.fill
+    fill: tuple[Byte, Byte, Byte] = ImageOptions.fill
     edge: int = ImageOptions.edge
     views: Mapping[str, Any] | None = None
     token: str = "<image>"
@@ -102,6 +102,8 @@ class DataSpec:
         object.__setattr__(self, "sources", {name: one for name, one in self.sources.items() if one is not None})
         if not self.sources:
             raise UserError("sources: there are none.")
+        if not any(source.weight for source in self.sources.values()):
+            raise UserError("sources: none has a weight above 0.")
         for name, source in self.sources.items():
             if source.augment and self.media.make_views().sized:
                 raise UserError(f"sources.{name}.augment: pictures in tiles cannot be turned.")

@@ -131,7 +131,10 @@ class SentencePiece(_FromBytes):
         super().__init__(path)
         self.begins, self.model_max_length = begins, model_max_length
         self.stops, self.names = tuple(stops), dict(names or {})
-        model = self._model
+        try:
+            model = self._model
+        except RuntimeError as error:
+            raise UserError(f"path: {path} is no sentencepiece model, or damaged.") from error
         self.vocab_size = model.vocab_size()
         self.bos, self.eos, self.pad = (
             i if i >= 0 else None for i in (model.bos_id(), model.eos_id(), model.pad_id())

@@ -11,8 +11,11 @@ import jax.numpy as jnp
 
 from mmjax.errors import UserError
 from mmjax.nn.linear import Linear
+from mmjax.typed import Count, NotNegative, Positive
 
-Stage = tuple[int, int, int, int, int]  # blocks, side of the kernel, stride of the first, expansion, width
+Stage = tuple[
+    Count, Count, Count, Count, Count
+]  # blocks, side of the kernel, stride of the first, expansion, width
 
 
 def lite(size: int, width: float, depth: float) -> dict[str, Any]:
@@ -147,15 +150,15 @@ class EfficientNet(nn.Module):
     Tan and Le 2019; Lite: no squeeze-and-excitation, ReLU6 (tensorflow/tpu, models/official/efficientnet/lite).
     """
 
-    size: int
-    stem_width: int
+    size: Count
+    stem_width: Count
     stages: tuple[Stage, ...]
-    width: int
-    norm_eps: float
+    width: Count
+    norm_eps: NotNegative
     layer: int
     pool: str
     mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    std: tuple[Positive, Positive, Positive]
     dtype: Any
     param_dtype: Any
 

@@ -12,6 +12,7 @@ from mmjax.nn.linear import Linear
 from mmjax.nn.norm import Norm
 from mmjax.nn.rope import rope_frequencies
 from mmjax.nn.stack import run, stacked
+from mmjax.typed import Count, Natural, Positive
 
 _QWEN2_VL = {key: value for key, value in VIT["siglip"].items() if key in BlockShape.__dataclass_fields__} | dict(
     activation="quick_gelu",
@@ -64,16 +65,16 @@ class NativeViT(BlockShape):
     Qwen2-VL (arXiv:2409.12191, section 2.1), Qwen2.5-VL (arXiv:2502.13923, section 2.1.1).
     """
 
-    patches: int
-    patch: int
-    frames: int
-    merge: int
-    width: int
-    depth: int
-    window: int
+    patches: Count
+    patch: Count
+    frames: Count
+    merge: Count
+    width: Count
+    depth: Count
+    window: Natural
     full: tuple[int, ...]
     mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    std: tuple[Positive, Positive, Positive]
     remat: bool
     scan: bool
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -15,6 +15,7 @@ from mmjax.nn.block import PLAIN, Block, BlockShape, feed_forward, fields_of
 from mmjax.nn.linear import Linear
 from mmjax.nn.norm import Norm
 from mmjax.nn.stack import run, stacked
+from mmjax.typed import Count, Natural, Positive
 
 _VIT = PLAIN | dict(
     gated=False,
@@ -145,21 +146,21 @@ class ViT(BlockShape):
     mean, std: of the pixels, each scaled to [0, 1].
     """
 
-    size: int
-    patch: int
-    width: int
-    depth: int
+    size: Count
+    patch: Count
+    width: Count
+    depth: Natural
     stem: str
     stem_bias: bool
     class_token: bool
-    registers: int
+    registers: Natural
     pre_norm: bool
-    final_norm: bool | str
+    final_norm: bool | Literal["pooled"]
     position: str
     layer: int
     pool: str
     mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    std: tuple[Positive, Positive, Positive]
     remat: bool
     scan: bool
 
@@ -170,6 +171,10 @@ class ViT(BlockShape):
             )
         if self.size < self.patch:
             raise UserError(f"size: {self.size} pixels are less than one patch of {self.patch}.")
+        if self.rope_theta or self.alibi:
+            raise UserError(f"rope_theta, alibi: this encoder's positions are {self.position!r}; set 0 and False.")
+        if self.position == "sincos2d" and (self.width % 4 or self.width < 8):
+            raise UserError(f"width: {self.width}; position='sincos2d' takes multiples of 4 from 8 on.")
         super().__post_init__()
 
     def medium_shape(self) -> tuple[int, ...]:

@@ -13,8 +13,9 @@ from mmjax.nn.attention import PLAIN as PLAIN_ATTENTION
 from mmjax.nn.attention import Attention
 from mmjax.nn.mlp import FeedForward
 from mmjax.nn.norm import Norm
+from mmjax.nn.rope import check_scaling
 from mmjax.sharding import constrain
-from mmjax.typed import Count
+from mmjax.typed import Count, Natural, NotNegative, Share
 
 
 def fields_of(module: nn.Module, cls: type) -> dict[str, Any]:
@@ -54,26 +55,28 @@ class BlockShape(nn.Module):
     out_bias: bool
     mlp_bias: bool
     norm: str
-    norm_eps: float
+    norm_eps: NotNegative
     qk_norm: str
     qk_norm_whole: bool
-    rope_theta: float
-    rope_fraction: float
-    rope_sections: tuple[int, ...]
+    rope_theta: NotNegative
+    rope_fraction: Share
+    rope_sections: tuple[Natural, ...]
     rope_scaling: Mapping[str, Any] | None
     alibi: bool
-    query_scale: float
-    attention_softcap: float
+    query_scale: NotNegative
+    attention_softcap: NotNegative
     parallel: bool
     shared_norm: bool
     post_norm: bool
-    layer_scale: float
+    layer_scale: NotNegative
     dtype: Any
     param_dtype: Any
 
     def __post_init__(self):
         if self.heads % self.kv_heads:
             raise UserError(f"kv_heads: {self.kv_heads} does not divide heads={self.heads}.")
+        if self.rope_scaling is not None:
+            check_scaling(self.rope_scaling, "rope_scaling")
         super().__post_init__()
 
 

@@ -11,8 +11,30 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmjax.errors import UserError
+from mmjax.typed import Count, Positive, check_keys, check_types
 
 Rope = tuple[jax.Array, Any]  # frequencies [R / 2], magnitude
+_CONTEXT = {"original_max_position_embeddings": Count}
+_REQUIRED = {
+    "linear": {"factor": Positive},
+    "llama3": {"factor": Positive, "low_freq_factor": Positive, "high_freq_factor": Positive} | _CONTEXT,
+    "yarn": {"factor": Positive} | _CONTEXT,
+}
+_OPTIONAL = {
+    "yarn": {"beta_fast": Positive, "beta_slow": Positive, "attention_factor": float | None, "truncate": bool}
+}
+
+
+def check_scaling(scaling: Mapping[str, Any], where: str) -> None:
+    """Raises UserError for what is no `scaling` of `rope_frequencies`."""
+    kind = scaling.get("type")
+    if kind not in _REQUIRED:
+        raise UserError(f"{where}: type {kind!r} is none of {', '.join(map(repr, _REQUIRED))}.")
+    hints = _REQUIRED[kind] | _OPTIONAL.get(kind, {})
+    check_keys(scaling, {"type", *hints}, _REQUIRED[kind], where)
+    check_types(scaling, hints, where)
+    if kind == "llama3" and scaling["low_freq_factor"] == scaling["high_freq_factor"]:
+        raise UserError(f"{where}: low_freq_factor and high_freq_factor are the same.")
 
 
 def rope_frequencies(
@@ -29,9 +51,6 @@ def rope_frequencies(
 
     Returns:
       (radians a position, float32 [R / 2]; a factor on the rotated dimensions).
-
-    Raises:
-      UserError: no such type.
     """
     rotary = int(head_dim * fraction) // 2 * 2
     frequency = theta ** (-jnp.arange(0, rotary, 2, dtype=jnp.float32) / rotary)
@@ -42,9 +61,7 @@ def rope_frequencies(
         return frequency / factor, 1.0
     if kind == "llama3":
         return _llama3(frequency, scaling), 1.0
-    if kind == "yarn":
-        return _yarn(frequency, theta, scaling)
-    raise UserError(f"rope_scaling: type {kind!r} is none of 'linear', 'llama3', 'yarn'.")
+    return _yarn(frequency, theta, scaling)
 
 
 def _llama3(frequency: jax.Array, scaling: Mapping[str, Any]) -> jax.Array:

@@ -13,6 +13,7 @@ from mmjax.errors import UserError
 from mmjax.nn.linear import Linear
 from mmjax.nn.mlp import activation
 from mmjax.nn.norm import Norm
+from mmjax.typed import Count, Natural
 
 
 def pixel_shuffle(x: jax.Array, factor: int) -> jax.Array:
@@ -56,15 +57,15 @@ class MLP(nn.Module):
     """
 
     width: int
-    depth: int
+    depth: Count
     activation: str
     bias: bool
     reduce: str
-    factor: int
+    factor: Count
     norm: str
     dtype: Any
     param_dtype: Any
-    hidden: int = 0
+    hidden: Natural = 0
     norm_in: str = ""
     newline: bool = False
 

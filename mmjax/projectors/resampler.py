@@ -12,6 +12,7 @@ from mmjax.nn.attention import PLAIN, Attention
 from mmjax.nn.linear import Linear
 from mmjax.nn.mlp import FeedForward
 from mmjax.nn.norm import Norm
+from mmjax.typed import Count, NotNegative
 
 
 class Perceiver(nn.Module):
@@ -23,13 +24,13 @@ class Perceiver(nn.Module):
     """
 
     width: int
-    latents: int
-    depth: int
-    heads: int
-    head_dim: int
-    mlp_ratio: int
+    latents: Count
+    depth: Count
+    heads: Count
+    head_dim: Count
+    mlp_ratio: Count
     norm: str
-    norm_eps: float
+    norm_eps: NotNegative
     activation: str
     project: bool
     dtype: Any

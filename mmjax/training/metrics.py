@@ -124,12 +124,23 @@ class Metrics(AbstractContextManager):
             self._wandb.finish()
         if self._board is not None:
             with writing(self._events):
-                self._board.close()
+                try:
+                    self._board.close()
+                except OSError:
+                    _abandon(self._board)
+                    raise
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         # What has gone wrong already is what is told: a disk that is full is so for the last points as well.
         with contextlib.suppress(*[DiskError] if kind else []):
             self.close()
+
+
+def _abandon(board: SummaryWriter) -> None:
+    """Leaves the writer as it is; it would try again when the process ends, and print a traceback each time."""
+    writer = board.file_writer.event_writer
+    writer._worker.stop()
+    writer._closed = True
 
 
 def _cut(path: Path, step: int) -> None:

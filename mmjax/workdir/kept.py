@@ -13,6 +13,7 @@ from mmjax.build import build
 from mmjax.config import TOKENIZERS, Config
 from mmjax.data.tokenizer import Tokenizer
 from mmjax.errors import MissingFile, UserError
+from mmjax.files import make_folder, writing
 from mmjax.hub.aside import KEPT
 
 CONFIG = "config.json"
@@ -62,10 +63,14 @@ def copy_tokenizer(spec: Mapping[str, Any], workdir: Path) -> None:
     """Copies the tokenizer into the workdir, if it can be found and is not there as it is."""
     path, kept = tokenizer_path(spec), kept_tokenizer(spec, workdir)
     if path.is_file() and not (kept.exists() and filecmp.cmp(path, kept, shallow=False)):
-        kept.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(kept.parent)
         partial = kept.with_name(f"{kept.name}.{os.getpid()}.partial")
-        shutil.copyfile(path, partial)
-        partial.replace(kept)
+        with writing(kept):
+            try:
+                shutil.copyfile(path, partial)
+                partial.replace(kept)
+            finally:
+                partial.unlink(missing_ok=True)
 
 
 def copy_origin(config: Config, workdir: Path) -> None:
@@ -75,5 +80,9 @@ def copy_origin(config: Config, workdir: Path) -> None:
         kept = Path(path).expanduser() / KEPT
         if part == "" and kind == "mmjax" and kept.is_dir() and not (workdir / KEPT).exists():
             partial = workdir / f"{KEPT}.{os.getpid()}.partial"
-            shutil.copytree(kept, partial)
-            partial.replace(workdir / KEPT)
+            with writing(workdir / KEPT):
+                try:
+                    shutil.copytree(kept, partial)
+                    partial.replace(workdir / KEPT)
+                finally:
+                    shutil.rmtree(partial, ignore_errors=True)

@@ -12,6 +12,15 @@ from mmjax.training.stages import train
 IMAGE = "model.encoders.image"
 CONTRAST = dict(type="objectives.contrastive.image_text", temperature=0.1, weight=1.0)
 LM = dict(type="objectives.language.next_token", weight=1.0)
+PERCEIVER = dict(
+    type="projectors.resampler.Perceiver", latents=4, depth=1, heads=2, head_dim=8, mlp_ratio=2,
+    norm="layer", norm_eps=1e-5, activation="gelu", project=True,
+)  # fmt: skip
+EFFICIENT = dict(type="encoders.efficientnet.EfficientNet", variant="lite0", layer=-1, pool="none", size=16)
+SMALLEST = dict(
+    type="encoders.vit.ViT", variant="vit", stem="patch", position="sincos2d", layer=-1,
+    size=16, patch=8, width=4, depth=1, heads=1, kv_heads=1, head_dim=4, mlp_width=8,
+)  # fmt: skip
 PERPLEXITY = dict(type="evaluation.benchmarks.perplexity.evaluate", windows=4, length=32)
 
 # (key, value, what the message says); None as a key's value takes the key away.
@@ -40,12 +49,17 @@ OF_A_STAGE = [
     ("sft.optimizer.warmup", 6, r"sft\.optimizer\.warmup: 6 is neither a fraction below 1 nor .* the stage's 6"),
     ("sft.optimizer.schedule", "constant", r"sft\.optimizer\.final: 0\.1; a constant schedule"),
     ("sft.optimizer.lr_factors", [[".", "fast"]], r"sft\.optimizer\.lr_factors: .* is not of type"),
+    ("sft.optimizer.lr_factors", [[".", -1.0]], r"sft\.optimizer\.lr_factors: -1\.0 is below 0"),
     ("sft.optimizer.decay", [["kernel$", True]], r"sft\.optimizer\.decay: no rule covers"),
     ("sft.losses", {}, r"sft\.losses: there are none"),
     ("sft.losses.next_token.type", "objectives.language.next_tokn", r"losses\.next_token\.type: no 'next_tokn'"),
     ("sft.losses.loss", LM, r"sft\.losses\.loss: the metrics have something else under 'loss'"),
     ("sft.losses.accuracy", LM, r"sft\.losses: two of them report accuracy"),
     ("sft.losses.next_token.weight", "much", r"sft\.losses\.next_token\.weight: 'much' is no number"),
+    ("sft.data.media.fill", [300, -1, 0], r"sft\.data\.media\.fill: 300 is above 255"),
+    ("sft.data.media.token", "<nope>", r"sft\.data\.media\.token: the tokenizer has no special token '<nope>'"),
+    ("sft.data.sources.main.weight", 0, r"sft\.data\.sources: none has a weight above 0"),
+    ("sft.trainable", [], r"sft\.trainable: there are no rules"),
     ("sft.trainable", ["^projektors/"], r"sft\.trainable.*projektors"),
     ("sft.lora", [["layers/attn/", dict(rank=2, alpha=4)]], r"sft\.lora.*layers/attn/"),
     ("sft.batch", 3, r"sft\.batch: 3 rows cannot be split over data x fsdp = 1 devices in accumulate = 2 parts"),
@@ -75,6 +89,34 @@ OF_A_RUN = [
     (f"{IMAGE}.layer", 9, r"model\.encoders\.image\.layer: 9; of 1 layers it is -2 to 1"),
     (f"{IMAGE}.kv_heads", 3, r"model\.encoders\.image\.kv_heads: 3 does not divide heads=2"),
     ("model.fusion", "slice", r"model\.fusion: no 'slice'; did you mean 'splice'"),
+    ("model.backbone.param_dtype", "bfloat16", r"model\.backbone\.param_dtype: no 'bfloat16'"),
+    ("model.backbone.dtype", 5, r"model\.backbone\.dtype: no 5"),
+    ("model.backbone.additional_vocab", 10**5, r"model\.backbone\.additional_vocab: 100000 is not below vocab"),
+    ("model.backbone.norm_eps", -1.0, r"model\.backbone\.norm_eps: -1\.0 is below 0"),
+    ("model.backbone.rope_fraction", 2.0, r"model\.backbone\.rope_fraction: 2\.0 is above 1"),
+    ("model.backbone.rope_scaling", {}, r"model\.backbone\.rope_scaling: type None is none of 'linear'"),
+    ("model.backbone.rope_scaling", dict(type="linear"), r"model\.backbone\.rope_scaling: requires factor"),
+    ("model.backbone.rope_scaling", dict(type="linear", factor=0), r"rope_scaling\.factor: 0 must be above 0"),
+    ("model.backbone.rope_scaling", dict(type="yarn", factor=2), r"rope_scaling: requires original_max_posit"),
+    ("model.backbone.rope_sections", [-1, 9], r"rope_sections: -1 is below 0"),
+    (f"{IMAGE}.patch", 0, r"model\.encoders\.image\.patch: 0 is below 1"),
+    (f"{IMAGE}.width", -1, r"model\.encoders\.image\.width: -1 is below 1"),
+    (f"{IMAGE}.std", [0, 1, 1], r"model\.encoders\.image\.std: 0 must be above 0"),
+    ("model.projectors.image.depth", 0, r"model\.projectors\.image\.depth: 0 is below 1"),
+    ("model.projectors.image.factor", 0, r"model\.projectors\.image\.factor: 0 is below 1"),
+    ("model.projectors.image", PERCEIVER | dict(latents=0), r"model\.projectors\.image\.latents: 0 is below 1"),
+    ("model.projectors.image", PERCEIVER | dict(heads=-1), r"model\.projectors\.image\.heads: -1 is below 1"),
+    (f"{IMAGE}.final_norm", "pool", r"model\.encoders\.image\.final_norm: 'pool' is not of type"),
+    (f"{IMAGE}.rope_theta", 1e4, r"model\.encoders\.image\.rope_theta, alibi: this encoder's positions are 'lea"),
+    (f"{IMAGE}.alibi", True, r"model\.encoders\.image\.rope_theta, alibi: this encoder's positions are 'lea"),
+    (IMAGE, SMALLEST, r"model\.encoders\.image\.width: 4; position='sincos2d' takes multiples of 4 from 8 on"),
+    (IMAGE, EFFICIENT | dict(layer=9), r"model\.encoders\.image\.layer: 9; of 9 hidden states it is -9 to 8"),
+    (IMAGE, EFFICIENT | dict(stages=[[1, 0, 1, 1, 8]]), r"model\.encoders\.image\.stages: 0 is below 1"),
+    (
+        IMAGE,
+        EFFICIENT | dict(stages=[[1]]),
+        r"image\.stages: \[\[1\]\] is not of type tuple\[tuple\[int, int, int",
+    ),
     ("seed", -1, r"seed: -1 is below 0"),
     ("seeds", 1, r"no key 'seeds'; did you mean 'seed'"),
     ("tokenizer.path", "nowhere.model", r"tokenizer\.path: there is no nowhere\.model"),
@@ -127,6 +169,12 @@ def test_a_mistake_of_the_run(key, value, message, folder):
 @pytest.mark.parametrize(("key", "value", "message"), CROSS)
 def test_a_mistake_about_cross_attention(key, value, message, folder):
     refused(changed(config(folder, "xattn"), key, value), folder, message)
+
+
+def test_a_tokenizer_that_is_none(folder):
+    (folder / "picture.model").write_bytes((folder / "0.png").read_bytes())
+    raw = changed(config(folder), "tokenizer.path", str(folder / "picture.model"))
+    refused(raw, folder, r"tokenizer\.path: .*picture\.model is no sentencepiece model, or damaged")
 
 
 def test_parts_that_do_not_fit(folder):
