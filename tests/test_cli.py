@@ -2,7 +2,6 @@
 
 import json
 import re
-import resource
 
 import pytest
 from tiny_run import ROOT, config, metrics, mmjax, write_config, write_data
@@ -30,18 +29,6 @@ def succeed(*arguments, **options):
     code, output = run(*arguments, **options)
     assert code == 0, output
     return output
-
-
-def test_a_disk_without_room_for_the_tokenizer(trained):
-    def small():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-
-    assert (trained / "tokenizer.model").stat().st_size > 100_000
-    workdir = trained / "full"
-    code, output = run("train", "--config", trained / "c.py", "--workdir", workdir, preexec_fn=small)
-    assert code == 1 and "Traceback" not in output, output
-    assert f"mmjax: {workdir}/tokenizer.model: cannot be written to (File too large). Make room" in output
-    assert not list(workdir.glob("*.partial"))
 
 
 def fail(*arguments):

@@ -8,6 +8,7 @@ from small_disk import ROOM, full_disk, other_folder, read_only
 from mmjax.data.quarantine import BadRecord, Quarantine
 from mmjax.errors import UserError
 from mmjax.files import append_lines, check_writable, json_lines, write_text
+from mmjax.workdir.kept import copy_tokenizer
 
 
 def test_a_read_only_folder():
@@ -50,3 +51,11 @@ def test_lines_that_are_no_objects_are_passed_over(tmp_path):
     assert list(json_lines(file)) == []
     file.write_bytes(b'{"a": 1}\n[2]\n3\n\n\xff\n' + b"[" * 100_000 + b'\n{"a": "\xe2\x80\xa8"}\n{"a": 5')
     assert list(json_lines(file)) == [{"a": 1}, {"a": "\u2028"}]
+
+
+def test_a_tokenizer_that_finds_no_room_leaves_nothing(tmp_path):
+    given, workdir = tmp_path / "big.model", tmp_path / "run"
+    given.write_bytes(bytes(ROOM + 1))
+    with full_disk(), pytest.raises(UserError, match=r"run/big\.model: cannot be written to \(File too large\)"):
+        copy_tokenizer(dict(path=str(given)), workdir)
+    assert not list(workdir.iterdir())
