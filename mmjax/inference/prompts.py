@@ -34,7 +34,10 @@ def ask(text: str, pictures: Sequence[Any], name: str = "prompt") -> Sample:
 
 
 def mark(text: str, pictures: int) -> str:
-    """The text with a mark for each of its pictures. Raises UserError if it already has more."""
+    """The text with a mark for each of its pictures. Raises UserError if it already has more, or is no
+    text."""
+    if not isinstance(text, str):
+        raise UserError(f"{text!r} is no text, but of type {type(text).__name__}.")
     if not pictures:
         return escape_marks(text)
     missing = pictures - count_marks(text)
