@@ -29,6 +29,7 @@ METRICS = (
     *("loss", "grad_norm", "skipped", "tokens", "slots", "step"),
     *("time", "seconds", "learning_rate", "compilations", "loader_wait"),
 )
+MOST_TOKENS = 2**31 - 1  # of a step: they are counted in int32
 NO_BENCHMARKS = ("parameters", "seconds")  # what else stands in eval.json beside benchmarks
 STAGE = re.compile(r"\w[\w-]*", re.ASCII)  # names of stages: each is a folder in the workdir
 
@@ -112,6 +113,10 @@ class Stage:
     save_every: Count
 
     def __post_init__(self):
+        if self.batch * self.data.length > MOST_TOKENS:
+            raise UserError(
+                f"batch: {self.batch:,} rows of {self.data.length:,} tokens; a step takes {MOST_TOKENS:,} at most."
+            )
         self.optimizer.warmup_updates(self.steps)
         if not self.trainable:
             raise UserError("trainable: there are no rules, so that nothing would be trained; ['.'] trains all.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -156,7 +156,7 @@ class EfficientNet(nn.Module):
     width: Count
     norm_eps: NotNegative
     layer: int
-    pool: str
+    pool: Literal["none", "mean"]
     mean: tuple[float, float, float]
     std: tuple[Positive, Positive, Positive]
     dtype: Any

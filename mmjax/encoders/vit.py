@@ -150,15 +150,15 @@ class ViT(BlockShape):
     patch: Count
     width: Count
     depth: Natural
-    stem: str
+    stem: Literal["patch", "conv"]
     stem_bias: bool
     class_token: bool
     registers: Natural
     pre_norm: bool
     final_norm: bool | Literal["pooled"]
-    position: str
+    position: Literal["learned", "sincos2d"]
     layer: int
-    pool: str
+    pool: Literal["none", "all", "cls", "mean", "map"]
     mean: tuple[float, float, float]
     std: tuple[Positive, Positive, Positive]
     remat: bool

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,24 @@ def load_parts(
       CheckpointError: no such part or source, or tensors that do not fit: all of them in one message.
       MissingPackage: 'package:NAME' is not installed; says how it is.
     """
-    flat, places = tree.flatten(shapes), tree.flatten(shardings)
-    loaded: dict[str, Any] = {}
+    places, loaded = tree.flatten(shardings), {}
+    for prefix, plan, tensors, wanted, fitted in plan_parts(rules, shapes, as_saved):
+        by_path: dict[str, list[Move]] = {path: [] for path in wanted}
+        for move in plan:
+            for path in move.ours:
+                by_path[path].append(move)
+        for path, leaf in wanted.items():
+            loaded[prefix + path] = _place(path, by_path[path], tensors, fitted[path], leaf, places[prefix + path])
+    return tree.unflatten(loaded)
+
+
+def plan_parts(
+    rules: Sequence[tuple[str, str]], shapes: tree.Tree, as_saved: bool = False
+) -> Iterator[tuple[str, list[Move], Tensors, dict[str, Any], dict[str, Any]]]:
+    """For each rule of `load_parts`: the prefix of its part, what is moved where, the tensors, and the shapes of
+    the part's parameters, as wanted and with the checkpoint's vocabulary. Only headers are read. Raises as it does.
+    """
+    flat = tree.flatten(shapes)
     for part, source in rules:
         prefix = f"{part}/" if part else ""
         wanted = {path.removeprefix(prefix): leaf for path, leaf in flat.items() if path.startswith(prefix)}
@@ -61,13 +77,7 @@ def load_parts(
             wanted = _with_dtypes(wanted, plan, tensors)
         fitted = {path: _as_saved(path, leaf, plan, tensors) for path, leaf in wanted.items()}
         check(plan, tree.unflatten(fitted), tensors.specs, ignored, f"load: {source}")
-        by_path: dict[str, list[Move]] = {path: [] for path in wanted}
-        for move in plan:
-            for path in move.ours:
-                by_path[path].append(move)
-        for path, leaf in wanted.items():
-            loaded[prefix + path] = _place(path, by_path[path], tensors, fitted[path], leaf, places[prefix + path])
-    return tree.unflatten(loaded)
+        yield prefix, plan, tensors, wanted, fitted
 
 
 def open_source(source: str, part: str) -> tuple[Tensors, list[Row], tuple[str, ...]]:

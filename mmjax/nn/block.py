@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 
 from mmjax.errors import UserError
 from mmjax.nn.attention import PLAIN as PLAIN_ATTENTION
 from mmjax.nn.attention import Attention
-from mmjax.nn.mlp import FeedForward
-from mmjax.nn.norm import Norm
+from mmjax.nn.mlp import Activation, FeedForward
+from mmjax.nn.norm import Norm, NormKind
 from mmjax.nn.rope import check_scaling
 from mmjax.sharding import constrain
 from mmjax.typed import Count, Natural, NotNegative, Share
@@ -49,14 +49,14 @@ class BlockShape(nn.Module):
     kv_heads: Count
     head_dim: Count
     mlp_width: Count
-    activation: str
+    activation: Activation
     gated: bool
     qkv_bias: bool
     out_bias: bool
     mlp_bias: bool
-    norm: str
+    norm: NormKind
     norm_eps: NotNegative
-    qk_norm: str
+    qk_norm: NormKind | Literal[""]
     qk_norm_whole: bool
     rope_theta: NotNegative
     rope_fraction: Share

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -22,6 +22,7 @@ ACTIVATIONS = {
     "relu2": lambda x: jnp.square(nn.relu(x)),
     "silu": nn.silu,
 }
+Activation = Literal[tuple(ACTIVATIONS)]
 
 
 def activation(name: str):
@@ -39,7 +40,7 @@ class FeedForward(nn.Module):
     """down(act(up(x))), or gated: down(act(gate(x)) * up(x)) (Shazeer 2020). [..., D] -> [..., D]."""
 
     hidden: int
-    activation: str
+    activation: Activation
     gated: bool
     bias: bool
     dtype: Any

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from mmjax.errors import UserError
+
+NormKind = Literal["layer", "layer_nobias", "rms", "rms1"]
 
 
 class Norm(nn.Module):

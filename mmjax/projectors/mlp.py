@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from mmjax.errors import UserError
 from mmjax.nn.linear import Linear
-from mmjax.nn.mlp import activation
-from mmjax.nn.norm import Norm
+from mmjax.nn.mlp import Activation, activation
+from mmjax.nn.norm import Norm, NormKind
 from mmjax.typed import Count, Natural
 
 
@@ -58,11 +58,11 @@ class MLP(nn.Module):
 
     width: int
     depth: Count
-    activation: str
+    activation: Activation
     bias: bool
-    reduce: str
+    reduce: Literal[tuple(REDUCERS)]
     factor: Count
-    norm: str
+    norm: NormKind | Literal[""]
     dtype: Any
     param_dtype: Any
     hidden: Natural = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from mmjax.nn.attention import PLAIN, Attention
 from mmjax.nn.linear import Linear
-from mmjax.nn.mlp import FeedForward
-from mmjax.nn.norm import Norm
+from mmjax.nn.mlp import Activation, FeedForward
+from mmjax.nn.norm import Norm, NormKind
 from mmjax.typed import Count, NotNegative
 
 
@@ -29,13 +29,13 @@ class Perceiver(nn.Module):
     heads: Count
     head_dim: Count
     mlp_ratio: Count
-    norm: str
+    norm: NormKind
     norm_eps: NotNegative
-    activation: str
+    activation: Activation
     project: bool
     dtype: Any
     param_dtype: Any
-    qk_norm: str = ""
+    qk_norm: NormKind | Literal[""] = ""
 
     @nn.compact
     def __call__(self, features: jax.Array) -> jax.Array:

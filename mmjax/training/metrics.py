@@ -157,13 +157,19 @@ def _cut(path: Path, step: int) -> None:
     write_text(path, "".join(kept))
 
 
-def _start_wandb(directory: Path, arguments: Mapping[str, Any]) -> Any:
+def require_wandb() -> Any:
+    """The module wandb, an extra that not everyone has. Raises MissingPackage."""
     try:
-        import wandb  # an extra: not everyone has it
+        import wandb
     except ModuleNotFoundError as error:
         raise MissingPackage(
             "wandb is asked for in the config and not installed: pip install 'mmjax[wandb]', or set wandb to None."
         ) from error
+    return wandb
+
+
+def _start_wandb(directory: Path, arguments: Mapping[str, Any]) -> Any:
+    wandb = require_wandb()
     identity = directory / "wandb_id"
     if not identity.exists():
         write_text(identity, uuid.uuid4().hex)

@@ -17,7 +17,9 @@ from mmjax.hub.load import WEIGHTS
 from mmjax.model import MultimodalLM
 from mmjax.sharding import make_mesh
 from mmjax.training.checkpoint import Checkpoints
+from mmjax.training.metrics import require_wandb
 from mmjax.training.setup import Setup, make_setup
+from mmjax.training.start import check_load
 from mmjax.workdir.changes import check_changes, check_model
 from mmjax.workdir.kept import CONFIG, copy_origin, copy_tokenizer, kept_tokenizer, open_tokenizer, tokenizer_path
 from mmjax.workdir.saved import Saved
@@ -92,6 +94,10 @@ def prepare(raw: Mapping[str, Any], workdir: Path) -> Run:
             for data, where in stage.data_specs if stage in left else ():
                 vocab = model.backbone.vocab
                 open_feeds(data, tokenizer, model.text_span, model.splices, config.data_dir, where, vocab)
+    if not begun:
+        check_load(config, setups[config.stages[0].name])
+    if config.wandb is not None:
+        require_wandb()
     return Run(saved, model, tokenizer, mesh, setups, begun)
 
 

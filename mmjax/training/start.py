@@ -10,7 +10,7 @@ from mmjax import tree
 from mmjax.config import Config, Stage
 from mmjax.data.pipeline import Dataset
 from mmjax.errors import UserError
-from mmjax.hub.load import load_parts
+from mmjax.hub.load import load_parts, plan_parts
 from mmjax.model import MultimodalLM
 from mmjax.sharding import shard_tree
 from mmjax.training.checkpoint import Checkpoints
@@ -59,10 +59,16 @@ def resume(setup: Setup, checkpoints: Checkpoints, data: Dataset) -> tuple[Train
 
 def first_parameters(config: Config, model: MultimodalLM, setup: Setup) -> dict[str, Any]:
     """Of the first stage: what `load` names, the rest from scratch."""
-    plain = {path: "/lora_" not in path for path in tree.flatten(setup.shapes)}  # adapters begin here
-    places = tree.partition(shard_tree(setup.shapes, setup.mesh), plain)[0]
-    found = load_parts(config.load, tree.partition(setup.shapes, plain)[0], places)
+    shapes = _without_adapters(setup, setup.shapes)  # which begin here
+    found = load_parts(config.load, shapes, _without_adapters(setup, shard_tree(setup.shapes, setup.mesh)))
     return _with_missing(config, model, setup, found)
+
+
+def check_load(config: Config, setup: Setup) -> None:
+    """Raises UserError, as `load_parts` does, if the first stage cannot start from what `load` names. No number is
+    read."""
+    for _ in plan_parts(config.load, _without_adapters(setup, setup.shapes)):
+        continue
 
 
 def next_parameters(
@@ -85,6 +91,11 @@ def next_parameters(
         raise UserError(f"Stage {stage.name!r} cannot start from {before.name!r}:\n{trouble}")
     found = jax.tree.map(lambda p, shape: p.astype(shape.dtype), params, shapes)
     return _with_missing(config, model, setup, found)
+
+
+def _without_adapters(setup: Setup, tree_of_stage: Any) -> dict[str, Any]:
+    """A tree of all parameters of a stage, without those of adapters."""
+    return tree.partition(tree_of_stage, {path: "/lora_" not in path for path in tree.flatten(setup.shapes)})[0]
 
 
 def _with_missing(config: Config, model: MultimodalLM, setup: Setup, found: dict[str, Any]) -> dict[str, Any]:
