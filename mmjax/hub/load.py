@@ -60,7 +60,7 @@ def plan_parts(
     rules: Sequence[tuple[str, str]], shapes: tree.Tree, as_saved: bool = False
 ) -> Iterator[tuple[str, list[Move], Tensors, dict[str, Any], dict[str, Any]]]:
     """For each rule of `load_parts`: the prefix of its part, what is moved where, the tensors, and the shapes of
-    the part's parameters, as wanted and with the checkpoint's vocabulary. Only headers are read. Raises as it does.
+    the part's parameters, as wanted and with the checkpoint's vocabulary. Only headers are read. Raises alike.
     """
     flat = tree.flatten(shapes)
     for part, source in rules:

@@ -49,5 +49,5 @@ def test_tokens_that_cannot_be_grouped_are_refused(reducer, tokens):
 
 
 def test_an_unknown_reducer_is_refused():
-    with pytest.raises(ValueError, match="mlp.reduce: no 'shuffle'; did you mean 'pixel_shuffle'"):
+    with pytest.raises(ValueError, match=r"mlp\.reduce: no 'shuffle'; did you mean 'pixel_shuffle'"):
         run(reduce="shuffle")
