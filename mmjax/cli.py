@@ -309,7 +309,7 @@ def _parse_config(argv: list[str]) -> list[str]:
 
 
 def _check_override(override: str, config: ConfigDict) -> None:
-    """Raises UserError for a `--config.KEY` that the config does not have."""
+    """Raises UserError for a `--config.KEY` that the config does not have, or that no flag can set."""
     node = config
     for key in override.partition("=")[0].removeprefix("--config.").partition("[")[0].split("."):
         if not isinstance(node, ConfigDict):
@@ -317,6 +317,12 @@ def _check_override(override: str, config: ConfigDict) -> None:
         if key not in node:
             raise UserError(f"{override}: the config has no key {key!r} there{suggest(key, node.keys())}")
         node = node[key]
+    if "[" not in override.partition("=")[0] and (node is None or isinstance(node, list)):
+        kind = "None" if node is None else "a list"
+        raise UserError(
+            f"{override}: its value is {kind}, which no flag can change; a config file of your own can: it calls "
+            "get_config() of this one and sets the key."
+        )
 
 
 def _usage() -> str:

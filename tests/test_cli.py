@@ -69,6 +69,12 @@ def test_mistakes_are_answered_with_the_right_name(trained):
     assert not (trained / "other" / "sft").exists()
 
 
+@pytest.mark.parametrize(("key", "kind"), [("sft.trainable", "a list"), ("sft.valid", "None")])
+def test_a_key_that_no_flag_can_change(trained, key, kind):
+    base = ("train", "--config", trained / "c.py", "--workdir", trained / "other")
+    assert f"--config.{key}=x: its value is {kind}, which no flag can change" in fail(*base, f"--config.{key}=x")
+
+
 def test_a_key_mistyped_in_a_config_file(trained):
     raw = config(trained)
     raw["sft"]["stpes"] = raw["sft"].pop("steps")

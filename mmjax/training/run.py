@@ -94,8 +94,10 @@ def prepare(raw: Mapping[str, Any], workdir: Path) -> Run:
             for data, where in stage.data_specs if stage in left else ():
                 vocab = model.backbone.vocab
                 open_feeds(data, tokenizer, model.text_span, model.splices, config.data_dir, where, vocab)
-    if not begun:
-        check_load(config, setups[config.stages[0].name])
+        if not begun:
+            check_load(config, setups[config.stages[0].name])
+        for stage in left:  # last, for it takes longest
+            setups[stage.name].trace()
     if config.wandb is not None:
         require_wandb()
     return Run(saved, model, tokenizer, mesh, setups, begun)

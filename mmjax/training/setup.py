@@ -50,6 +50,13 @@ class Setup:
     step: Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
     measure: Callable[[Any, Batch], dict[str, tuple[jax.Array, jax.Array]]]
 
+    def trace(self) -> None:
+        """Traces the programs, which takes seconds for layers that are not scanned; a run that follows reuses it.
+        Raises UserError for a loss that its batch cannot serve, or parts that do not fit."""
+        jax.eval_shape(self.step, self.state, self.batch)
+        if valid := self.stage.valid:
+            jax.eval_shape(self.measure, self.shapes, abstract_batch(valid.data, self.stage, self.mesh))
+
 
 def make_setup(config: Config, stage: Stage, model: MultimodalLM, mesh: jax.sharding.Mesh) -> Setup:
     """The setup of a stage; call it under `jax.set_mesh(mesh)`.
@@ -72,7 +79,7 @@ def make_setup(config: Config, stage: Stage, model: MultimodalLM, mesh: jax.shar
     state = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, shardings)
     losses = f"{stage.name}.losses"
     step = make_step(model, stage.losses, optimizer, accumulate=stage.accumulate, ema=stage.ema, where=losses)
-    setup = Setup(
+    return Setup(
         stage=stage,
         mesh=mesh,
         shapes=shapes,
@@ -84,10 +91,6 @@ def make_setup(config: Config, stage: Stage, model: MultimodalLM, mesh: jax.shar
         step=jax.jit(step, donate_argnums=0, out_shardings=(shardings, None)),
         measure=jax.jit(make_evaluation(model, stage.losses, losses)),
     )
-    jax.eval_shape(setup.step, setup.state, setup.batch)
-    if stage.valid:
-        jax.eval_shape(setup.measure, shapes, abstract_batch(stage.valid.data, stage, mesh))
-    return setup
 
 
 def abstract_batch(data: DataSpec, stage: Stage, mesh: jax.sharding.Mesh) -> Batch:
