@@ -24,6 +24,7 @@ from mmjax.data.content import digest
 from mmjax.data.packing import Lengths, make_plan
 from mmjax.data.quarantine import LINE, BadRecord, Quarantine
 from mmjax.data.rows import Feed, Rows, empty_row
+from mmjax.data.sandbox import TemplateError
 from mmjax.data.sources import open_source
 from mmjax.data.spec import DataSpec
 from mmjax.data.spelled import NotListed
@@ -105,6 +106,9 @@ def open_feeds(
             chat = make_chat(spec, tokenizer, span, splice, template, vocab, part.special_tokens)
         except NotListed as error:
             raise UserError(f"{where}.sources.{name}.special_tokens: {error}") from error
+        except TemplateError as error:
+            key = f"sources.{name}.template" if part.template else "template"
+            raise TemplateError(f"{where}.{key}: {error}") from error
         except UserError as error:
             raise type(error)(f"{where}.{error}") from error
         feeds.append(Feed(name, source, chat, views, part.augment, part.turns))

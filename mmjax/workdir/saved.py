@@ -17,7 +17,7 @@ from typing import Any
 
 from mmjax.config import Config, check_parts, read_config
 from mmjax.data.templates import open_template
-from mmjax.errors import MissingFile
+from mmjax.errors import MissingFile, UserError
 from mmjax.files import json_object, make_folder, write_text
 from mmjax.workdir.kept import CONFIG
 from mmjax.workdir.trust import check_names, check_paths
@@ -87,10 +87,13 @@ def load_config(workdir: str | os.PathLike[str], trust: Sequence[str] = ()) -> C
       UserError: the config is damaged, has wrong keys, or names a part that is not to be trusted, or a
         tokenizer or template that is not in the workdir.
     """
-    saved = Saved.read(workdir)
-    check_names(saved.today, trust, str(Path(workdir) / CONFIG))
+    saved, file = Saved.read(workdir), Path(workdir) / CONFIG
+    check_names(saved.today, trust, str(file))
     check_paths(saved.today, workdir)
-    check_parts(saved.config)
+    try:
+        check_parts(saved.config)
+    except UserError as error:
+        raise type(error)(f"{file}: {error}") from error
     return saved.config
 
 

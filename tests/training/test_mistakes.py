@@ -30,6 +30,8 @@ OF_A_STAGE = [
     ("sft.data.sources.main.wieght", 3, r"sft\.data\.sources\.main: no key 'wieght'; did you mean 'weight'"),
     ("sft.data.sources.main.path", "nowhere.jsonl", r"sft\.data\.sources\.main\.path: there is no file"),
     ("sft.data.template", "chatlm", r"sft\.data\.template: there is no 'chatlm'; did you mean 'chatml'"),
+    ("sft.data.template", "jinja:{% for %}", r"sft\.data\.template: .*no Jinja"),
+    ("sft.data.sources.main.template", "jinja:hello", r"sft\.data\.sources\.main\.template: .*leaves out what"),
     ("sft.data.template", "chatml", r"sft\.data.*<\|im_start\|>"),  # which the tokenizer does not have
     (
         "sft.data.media.size",
