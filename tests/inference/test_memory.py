@@ -78,6 +78,7 @@ def test_what_is_left_is_beside_the_parameters():
     assert memory.memory_left(small) > 10**8
 
 
+@pytest.mark.slow
 def test_with_less_memory_fewer_prompts_are_answered_at_once_and_alike(monkeypatch):
     assistant, seen = tiny_assistant(batch=4, max_new=4), []
     expected, scores = assistant.generate(MANY), assistant.score_many(MANY, [["Red", "A dot."]] * len(MANY))

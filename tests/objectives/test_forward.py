@@ -1,7 +1,5 @@
 """What an objective sees of a model: one forward pass a batch."""
 
-import gc
-
 import numpy as np
 
 from mmjax.objectives.forward import Forward
@@ -35,4 +33,3 @@ def test_a_batch_that_is_gone_does_not_answer_for_the_next():
     forward = Forward(Counting(), {})
     for number in range(50):
         assert forward(batch_of(number)).hidden[0, 0] == number
-        gc.collect()

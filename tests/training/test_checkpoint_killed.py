@@ -9,6 +9,7 @@ import time
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from test_checkpoint import CONFIG, abstract_of, assert_bit_equal
 
 from mmjax.training import checkpoint
@@ -55,6 +56,7 @@ def run_and_kill(directory, delay=None):
         assert child.wait() == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_leaves_a_run_that_resumes(tmp_path):
     random.seed(0)
     left_behind, resumed = set(), []

@@ -189,6 +189,7 @@ def test_edits_of_the_same_lengths_are_noticed_where_contents_are_kept(kept, dat
         assert [line["step"] for line in metrics(tmp_path / "run", "pretrain")] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_sigkill_at_any_moment_then_the_same_command(data, whole, tmp_path):
     """A process is killed at several moments of its life; the last one finishes with the same weights."""
     write_config(config(data, save_every=1), tmp_path / "c.py")
