@@ -114,8 +114,7 @@ class Prompts:
         """
         self._data, self.tokenizer, self._vocab = data, tokenizer, model.backbone.vocab
         self.section, self.file, self.media = section, file, data.media
-        self._splice = model.fusion == "splice"
-        span = model.tokens_per_medium().get("image", 1) if self._splice else 1
+        self._splice, span = model.splices, model.text_span
         views, self._span = data.media.make_views().unlimited(span)
         self.template = data.prompt_template
         self.image_token = tokenizer.names.get("image_token", data.media.token)
